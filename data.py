@@ -1,0 +1,237 @@
+"""Images: CelebA as people have it, any other images, or faces drawn on the spot.
+
+A source is a folder of images (CelebA's `img_align_celeba/`, or one that holds it), a zip of
+images, a folder of zips, several of these, or the word `synthetic`. Everything is decoded once into
+one uint8 array, cached on disk. Images are uint8 [N, H, W, 3] at the edges of the program and
+float [N, 3, H, W] in [-1, 1] inside; `to_float` and `to_uint8` are the only way between.
+"""
+import hashlib
+import io
+import os
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from errors import BadInput
+
+# Windows (left, top, side) of the aligned 178×218 photographs. Papers differ; say which you used.
+CROPS = {"centre140": (19, 39, 140),  # the face, a little hair
+         "ddim128": (25, 57, 128),    # Song et al. 2021: tighter, for comparison with their FID
+         "centre178": (0, 20, 178)}   # the widest square
+SPLITS = ("train", "val", "test")
+LAST = (162_770, 182_637, 202_599)    # the number of the last file of each official split
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+VERSION = 1                           # of what `decode` makes: a change of it rebuilds every cache
+
+
+def to_float(images):
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(images):
+    """[N, 3, H, W] -> uint8 [N, H, W, 3]: rounded, and clipped to [-1, 1]."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+
+
+def load(sources, split="train", size=64, crop="centre140", limit=None, cache="cache", seed=0):
+    """The images of a split as a uint8 tensor [N, size, size, 3], in the order of their names.
+
+    sources  a path or a list of paths, or "synthetic" (10,000 faces if there is no `limit`)
+    split    train, val, test or all. CelebA's files are split by their numbers, officially; any
+             other image by a hash of its name: a tenth val, a tenth test
+    limit    only the first so many
+    cache    the folder for decoded images: size² · 3 bytes an image (12 kB at 64, so 2 GB for all
+             of CelebA's training split, in about a minute on four cores); memory-mapped
+    """
+    sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if [str(source) for source in sources] == ["synthetic"]:
+        return synthetic(limit or 10_000, size, seed + 1_000_003 * (*SPLITS, "all").index(split))
+    members = [m for m in find(sources) if split in ("all", split_of(m[1]))][:limit]
+    if not members:
+        raise BadInput(f"no image of the {split} split in {', '.join(map(str, sources))}: "
+                       "name another source or another --split")
+    key = hashlib.sha256(repr((VERSION, size, CROPS[crop], members)).encode()).hexdigest()[:16]
+    path = Path(cache) / f"{split}-{crop}-{size}-{key}.npy"
+    shape = (len(members), size, size, 3)
+    images = _open_cache(path, shape)
+    if images is None:
+        _build_cache(path, shape, members, crop)
+        images = _open_cache(path, shape)
+    return torch.from_numpy(images)
+
+
+def find(sources):
+    """Every image of the sources: a sorted list of (container, name, bytes, version), where version
+    changes when the content does (a zip's checksum, a file's time)."""
+    members = []
+    for source in map(Path, sources):
+        if source.is_dir() and (source / "img_align_celeba").is_dir():
+            source = source / "img_align_celeba"
+        if source.is_dir():
+            _check_partition(source)
+            files = [entry for entry in os.scandir(source) if entry.is_file()]
+            members += [(str(source), entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+                        for entry in files if entry.name.lower().endswith(SUFFIXES)]
+            zips = [entry.path for entry in files if entry.name.lower().endswith(".zip")]
+        else:
+            zips = [str(source)]
+        for path in zips:
+            with _open_zip(path) as archive:
+                members += [(path, info.filename, info.file_size, info.CRC)
+                            for info in archive.infolist()
+                            if info.filename.lower().endswith(SUFFIXES)]
+    return sorted(members, key=lambda member: (Path(member[1]).name, member[0]))
+
+
+def split_of(name):
+    """The split that an image belongs to, by its name alone."""
+    stem = Path(name).stem
+    if len(stem) == 6 and stem.isdecimal() and 1 <= int(stem) <= LAST[-1]:
+        return next(split for split, last in zip(SPLITS, LAST) if int(stem) <= last)
+    return {0: "val", 1: "test"}.get(zlib.crc32(Path(name).name.encode()) % 10, "train")
+
+
+def open_image(file):
+    """A path or an open file as an 8-bit RGB picture: EXIF's rotation applied, 16 bits scaled down,
+    transparency laid on white. Raises BadInput if it is no image."""
+    name = getattr(file, "name", file)
+    try:
+        image = ImageOps.exif_transpose(Image.open(file))
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255)
+                                    .round().astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except FileNotFoundError:
+        raise BadInput(f"{name}: no such file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadInput(f"{name}: not a readable image ({error})") from None
+
+
+def window(image_size, crop="centre140"):
+    """The square (left, top, right, bottom) to cut: the named window of an aligned CelebA
+    photograph, the largest centred square of anything else."""
+    width, height = image_size
+    left, top, side = (width - min(image_size)) // 2, (height - min(image_size)) // 2, min(image_size)
+    if image_size == (178, 218):
+        left, top, side = CROPS[crop]
+    return left, top, left + side, top + side
+
+
+def square(image, size, crop="centre140"):
+    """Cut the window and resize it, antialiased (Pillow's bicubic): uint8 [size, size, 3]."""
+    image = image.crop(window(image.size, crop))
+    return np.asarray(image if image.width == size else image.resize((size, size), Image.BICUBIC))
+
+
+def synthetic(number, size=64, seed=0):
+    """Faces drawn from ellipses: uint8 [number, size, size, 3]. Endless, free, and no substitute:
+    they give every command something to run on before there is data."""
+    faces = [_draw_faces(min(256, number - start), size, seed * 1_000_003 + start)
+             for start in range(0, number, 256)]
+    return to_uint8(torch.cat(faces))
+
+
+def _draw_faces(n, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low, high, *shape):
+        return low + (high - low) * torch.rand(n, *shape, 1, 1, generator=generator)
+
+    axis = (torch.arange(size) + 0.5) / size * 2 - 1
+    y, x = axis[None, None, :, None], axis[None, None, None, :]
+    cx, cy, scale = uniform(-0.08, 0.08, 1), uniform(-0.08, 0.08, 1), uniform(0.85, 1.1, 1)
+    skin = uniform(-0.5, 0.8, 1) + torch.tensor([0.25, 0.0, -0.2])[:, None, None]
+    ink, lips = skin - uniform(0.6, 1.2, 1), skin + torch.tensor([0.1, -0.4, -0.3])[:, None, None]
+    picture = uniform(-1, 1, 3) + uniform(-0.4, 0.4, 3) * x + uniform(-0.4, 0.4, 3) * y
+
+    def paint(colour, dx, dy, rx, ry):
+        radius = (((x - cx) / scale - dx) / rx) ** 2 + (((y - cy) / scale - dy) / ry) ** 2
+        alpha = torch.sigmoid((1 - radius.sqrt()) * torch.minimum(rx, ry) * scale * size)
+        return picture + alpha * (colour - picture)
+
+    width, height = uniform(0.5, 0.62, 1), uniform(0.68, 0.8, 1)
+    eye, gap, smile = uniform(0.07, 0.11, 1), uniform(0.2, 0.27, 1), uniform(0.03, 0.09, 1)
+    nothing = torch.zeros_like(cx)
+    picture = paint(uniform(-1, 0.4, 3), nothing, nothing - 0.2, width * 1.25, height * 1.15)  # hair
+    picture = paint(skin, nothing, nothing + 0.05, width, height)
+    picture = picture + uniform(-0.35, 0.35, 1) * x * (1 - y ** 2)                           # light
+    for side in (-1, 1):
+        picture = paint(skin * 0.3 + 0.7, side * gap, nothing - 0.1, eye * 1.5, eye)
+        picture = paint(ink, side * gap, nothing - 0.1, eye * 0.7, eye * 0.8)
+        picture = paint(ink, side * gap, nothing - 0.3, eye * 1.7, eye * 0.3)                # brow
+    picture = paint(skin - 0.15, nothing, nothing + 0.14, eye * 0.6, eye * 1.6)              # nose
+    return paint(lips, nothing, nothing + 0.42, gap, smile).clamp(-1, 1)
+
+
+def _check_partition(folder):
+    """CelebA's own list of splits, if it lies in the folder or above it, must agree with ours."""
+    for path in (folder / "list_eval_partition.txt", folder.parent / "list_eval_partition.txt"):
+        if path.is_file():
+            for line in path.read_text().splitlines():
+                name, _, number = line.partition(" ")
+                if number.strip() not in ("0", "1", "2") or split_of(name) != SPLITS[int(number)]:
+                    raise BadInput(f"{path}: {line!r} is not CelebA's official split; "
+                                   "mend or remove the file")
+            return
+
+
+def _open_zip(path):
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file or folder") from None
+    except zipfile.BadZipFile as error:
+        raise BadInput(f"{path}: not a whole zip ({error}); download it again") from None
+
+
+def _open_cache(path, shape):
+    """The cached array, or None if it is not there or not whole."""
+    try:
+        images = np.load(path, mmap_mode="c")
+    except (OSError, ValueError, EOFError):
+        return None
+    return images if images.shape == shape and images.dtype == np.uint8 else None
+
+
+def _build_cache(path, shape, members, crop):
+    """Decode in parallel (Pillow works outside the interpreter's lock) into a file that gets its
+    name only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(f".{os.getpid()}.tmp")
+    containers = {member[0] for member in members}
+    archives = {path: _open_zip(path) for path in containers if os.path.isfile(path)}
+
+    def decode(member):
+        container, name = member[:2]
+        try:
+            file = (io.BytesIO(archives[container].read(name)) if container in archives
+                    else os.path.join(container, name))
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise BadInput(f"{container}: {name} is damaged ({error})") from None
+        try:
+            return square(open_image(file), shape[1], crop)
+        except BadInput as error:
+            raise BadInput(f"{container}: {name}: {error}") from None
+
+    try:
+        images = np.lib.format.open_memmap(half, mode="w+", dtype=np.uint8, shape=shape)
+        with ThreadPoolExecutor() as pool:
+            decoded = pool.map(decode, members)
+            for i, image in enumerate(tqdm(decoded, "decoding", len(members), unit=" images")):
+                images[i] = image
+        images.flush()
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
+        for archive in archives.values():
+            archive.close()

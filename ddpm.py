@@ -1,0 +1,153 @@
+"""Denoising diffusion (Ho et al. 2020): the forward process, its posterior, training and sampling.
+
+The network is an argument, never a member: `eps_model(x, t, hole)` takes
+    x     [B, C, H, W]  the image: noisy at level t inside the hole, clean outside it
+    t     [B] int64     the noise level, 0-based: t = 0 is the paper's t = 1, and ᾱ_{-1} = 1 is clean
+    hole  [B, 1, H, W]  1 = to be filled, 0 = known
+and returns an estimate, [B, C, H, W], of the noise ε in x (or of v; see `DDPM.predict`). So a U-Net,
+its moving average, a compiled module or a closed-form oracle all drop in.
+
+There is one sampler. Known pixels are kept, clean, at every step and only the hole is generated;
+an unconditional sample is the inpainting of an image that is all hole.
+"""
+import torch
+
+
+class DDPM:
+    """The process that the variances β [T] define; tables in float64, cast where they are used.
+
+    `prediction` says what the network's output means: "eps" (Algorithm 1) or
+    "v", v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans and Ho 2022).
+    """
+
+    def __init__(self, betas, prediction="eps"):
+        if prediction not in ("eps", "v"):
+            raise ValueError(f"prediction is 'eps' or 'v', not {prediction!r}")
+        self.betas = betas.double()
+        self.alphas_bar = torch.cumprod(1 - self.betas, dim=0)
+        self.T = len(betas)
+        self.prediction = prediction
+
+    def alpha_bar(self, t, x):
+        """ᾱ_t as [B, 1, 1, 1], in x's type and on its device; ᾱ_{-1} = 1."""
+        table = torch.cat([self.alphas_bar, torch.ones(1, dtype=torch.float64)])  # [-1] is ᾱ_{-1}
+        return table.to(x.device)[t].to(x.dtype).reshape(-1, 1, 1, 1)
+
+    # ---- the forward process -----------------------------------------------------------------
+
+    def q_step(self, x, t, noise):
+        """One step of noising, x_{t-1} → x_t = √(1-β_t) x_{t-1} + √β_t ε          (eq. 2)."""
+        beta = self.betas.to(x.device)[t].to(x.dtype).reshape(-1, 1, 1, 1)
+        return (1 - beta).sqrt() * x + beta.sqrt() * noise
+
+    def q_sample(self, x0, t, noise):
+        """All the steps in one, x_0 → x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε                 (eq. 4)."""
+        alpha_bar = self.alpha_bar(t, x0)
+        return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+
+    # ---- its reversal ------------------------------------------------------------------------
+
+    def predict_x0(self, x_t, t, eps):
+        """The image that q_sample made x_t from, if ε was its noise: (x_t - √(1-ᾱ_t) ε) / √ᾱ_t."""
+        alpha_bar = self.alpha_bar(t, x_t)
+        return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+
+    def posterior(self, x0, x_t, t):
+        """q(x_{t-1} | x_t, x_0) = N(mean, variance)                            (eqs. 6 and 7).
+
+        mean     = √ᾱ_{t-1} β_t / (1-ᾱ_t) x_0 + √α_t (1-ᾱ_{t-1}) / (1-ᾱ_t) x_t    [B, C, H, W]
+        variance = (1-ᾱ_{t-1}) / (1-ᾱ_t) β_t                                      [B, 1, 1, 1]
+        At t = 0 the mean is x_0 and the variance 0: the last step adds no noise.
+        """
+        alpha_bar, previous = self.alpha_bar(t, x_t), self.alpha_bar(t - 1, x_t)
+        beta = self.betas.to(x_t.device)[t].to(x_t.dtype).reshape(-1, 1, 1, 1)
+        mean = (previous.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - previous) * x_t)
+        return mean / (1 - alpha_bar), (1 - previous) / (1 - alpha_bar) * beta
+
+    def predict(self, eps_model, x, t, hole):
+        """The network's x_0 and ε at x: the one place that knows what its output means.
+
+        v = √ᾱ ε - √(1-ᾱ) x_0 turns (x_0, ε) by an angle, so it turns back without dividing by
+        anything; from ε alone, x_0 needs a division by √ᾱ, which is nearly 0 at the noisy end.
+        """
+        output = eps_model(x, t, hole)
+        if self.prediction == "eps":
+            return self.predict_x0(x, t, output), output
+        signal, noise = self.alpha_bar(t, x).sqrt(), (1 - self.alpha_bar(t, x)).sqrt()
+        return signal * x - noise * output, noise * x + signal * output
+
+    # ---- Algorithm 1 -------------------------------------------------------------------------
+
+    def loss(self, eps_model, x0, hole, generator=None):
+        """‖ε - ε_θ(x_t, t)‖², averaged over the hole's pixels, then over the images; a scalar.
+
+        x0 [B, C, H, W] in [-1, 1]. The mean over the hole alone keeps the loss's scale the same
+        for a small hole and for an unconditional image. For a v-network, v stands for ε.
+        """
+        t = torch.randint(self.T, (len(x0),), generator=generator, device=x0.device)
+        noise = randn_like(x0, generator)
+        x = hole * self.q_sample(x0, t, noise) + (1 - hole) * x0          # known pixels are kept
+        target = noise
+        if self.prediction == "v":
+            alpha_bar = self.alpha_bar(t, x0)
+            target = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
+        squares = (eps_model(x, t, hole) - target).square().mean(dim=1, keepdim=True)
+        return ((squares * hole).sum(dim=(1, 2, 3)) / hole.sum(dim=(1, 2, 3))).mean()
+
+    # ---- Algorithm 2 -------------------------------------------------------------------------
+
+    def step(self, x0, eps, t, s, eta=1.0, generator=None):
+        """From level t down to any level s < t, given the estimates of x_0 and ε at x_t.
+
+        x_s = √ᾱ_s x_0 + √(1-ᾱ_s-σ²) ε + σ z,  σ = η √((1-ᾱ_s)/(1-ᾱ_t) · (1-ᾱ_t/ᾱ_s))
+        (Song et al. 2021, eqs. 12 and 16). η = 0 is DDIM, deterministic; η = 1 is ancestral, and
+        with s = t - 1 it is the `posterior`, that is, Algorithm 2. To s = -1, σ = 0.
+        """
+        at, to = self.alpha_bar(t, x0), self.alpha_bar(s, x0)
+        sigma = eta * ((1 - to) / (1 - at) * (1 - at / to)).sqrt()
+        x = to.sqrt() * x0 + (1 - to - sigma ** 2).clamp(min=0).sqrt() * eps
+        return x + sigma * randn_like(x0, generator) if eta > 0 else x
+
+    def p_sample(self, eps_model, x, t, hole, generator=None):
+        """One step of Algorithm 2: x_{t-1} ~ N(mean, variance) of the posterior at the network's
+        x_0; the known pixels of x stay as they are."""
+        x0, eps = self.predict(eps_model, x, t, hole)
+        return torch.where(hole > 0, self.step(x0, eps, t, t - 1, 1.0, generator), x)
+
+    def times(self, steps):
+        """`steps` levels from T-1 down, evenly spaced, and -1 after them: where the network looks.
+
+        The last look is a whole stride above clean, not at t = 0 where nothing is left to see.
+        """
+        if not 1 <= steps <= self.T:
+            raise ValueError(f"steps is 1 … {self.T}, the length of the chain, not {steps}")
+        return [-(-self.T * i // steps) - 1 for i in range(steps, -1, -1)]
+
+    @torch.no_grad()
+    def sample(self, eps_model, image, hole, steps=None, eta=1.0, generator=None, callback=None):
+        """Fill the hole of `image`: Algorithm 2 with the known pixels kept, in `steps` network calls.
+
+        image [B, C, H, W] in [-1, 1]; what it holds inside the hole is never looked at.
+        hole  [B, 1, H, W]; all ones: an unconditional sample.
+        steps None is the whole chain, T calls; eta: see `step`.
+        generator: one, or a list of one an image, which makes a fill independent of its batch.
+        callback(t, x, x0), if given, is called after every step with t's level, x and the x_0 seen.
+        Returns [B, C, H, W]: outside the hole exactly `image`, inside it not clipped to [-1, 1].
+        """
+        times = self.times(steps or self.T)
+        x = torch.where(hole > 0, randn_like(image, generator), image)
+        for t, s in zip(times[:-1], times[1:]):
+            t, s = (torch.full((len(x),), level, device=x.device) for level in (t, s))
+            x0, eps = self.predict(eps_model, x, t, hole)
+            x = torch.where(hole > 0, self.step(x0, eps, t, s, eta, generator), image)
+            if callback:
+                callback(int(t[0]), x, x0)
+        return x
+
+
+def randn_like(x, generator=None):
+    """Standard normal noise of x's shape; with a list of generators, each image's from its own."""
+    if isinstance(generator, (list, tuple)):
+        return torch.cat([randn_like(image[None], g) for image, g in zip(x, generator)])
+    source = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=source, dtype=x.dtype).to(x.device)
