@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from errors import BadInput
+from safety import BadInput, whole
 
 # Windows (left, top, side) of the aligned 178×218 photographs. Papers differ; say which you used.
 CROPS = {"centre140": (19, 39, 140),  # the face, a little hair
@@ -98,9 +98,9 @@ def split_of(name):
     return {0: "val", 1: "test"}.get(zlib.crc32(Path(name).name.encode()) % 10, "train")
 
 
-def open_image(file):
+def open_image(file, background="white"):
     """A path or an open file as an 8-bit RGB picture: EXIF's rotation applied, 16 bits scaled down,
-    transparency laid on white. Raises BadInput if it is no image."""
+    transparency laid on the background. Raises BadInput if it is no image."""
     name = getattr(file, "name", file)
     try:
         image = ImageOps.exif_transpose(Image.open(file))
@@ -109,7 +109,7 @@ def open_image(file):
                                     .round().astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
         return image.convert("RGB")
     except FileNotFoundError:
         raise BadInput(f"{name}: no such file") from None
@@ -205,9 +205,8 @@ def _open_cache(path, shape):
 
 def _build_cache(path, shape, members, crop):
     """Decode in parallel (Pillow works outside the interpreter's lock) into a file that gets its
-    name only when it is whole."""
+    name when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(f".{os.getpid()}.tmp")
     containers = {member[0] for member in members}
     archives = {path: _open_zip(path) for path in containers if os.path.isfile(path)}
 
@@ -224,14 +223,12 @@ def _build_cache(path, shape, members, crop):
             raise BadInput(f"{container}: {name}: {error}") from None
 
     try:
-        images = np.lib.format.open_memmap(half, mode="w+", dtype=np.uint8, shape=shape)
-        with ThreadPoolExecutor() as pool:
+        with whole(path) as half, ThreadPoolExecutor() as pool:
+            images = np.lib.format.open_memmap(half, mode="w+", dtype=np.uint8, shape=shape)
             decoded = pool.map(decode, members)
             for i, image in enumerate(tqdm(decoded, "decoding", len(members), unit=" images")):
                 images[i] = image
-        images.flush()
-        os.replace(half, path)
+            images.flush()
     finally:
-        half.unlink(missing_ok=True)
         for archive in archives.values():
             archive.close()

@@ -17,8 +17,10 @@ the hole of an image does not depend on how many others are drawn beside it.
 """
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 STROKES, JOINTS = 4, 6            # at most so many strokes, of so many straight pieces each
 STROKE_NUMBERS = 4 + 2 * JOINTS   # uniform numbers that a stroke takes: radius, heading, y, x; turn and length a piece
@@ -76,6 +78,12 @@ def mixture(batch, size, generator=None, device="cpu", all_hole=0.2):
         chosen = (drawn == i).nonzero()[:, 0]
         hole[chosen] = family(len(chosen), size, generator, device)
     return hole
+
+
+def from_image(image, size):
+    """A hole from a greyscale picture (Pillow, 8 bits) of any size: nearest-resized, white = fill."""
+    pixels = np.array(image.resize((size, size), Image.NEAREST))
+    return torch.from_numpy(pixels >= 128).float()[None, None]
 
 
 def _uniform(batch, numbers, generator, device):

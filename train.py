@@ -1,15 +1,18 @@
 """Algorithm 1: train the network that inpaints.
 
-    python train.py --data PATH/TO/celeba          # the CelebA folder, or zips of it
-    python train.py --data synthetic --steps 500   # no data at hand
+    python train.py --data PATH/TO/celeba            # the CelebA folder, or zips of it
+    python train.py --data synthetic --steps 500     # no data at hand
+    python train.py --resume --out runs/celeba64     # go on after Ctrl-C, a kill, a power cut
 
-Every --every steps, under --out: `checkpoint.pt` (all that --resume needs), `weights.pt` (the
-moving average alone in half precision: what inpaint.py loads), `log.jsonl`, `samples.png`.
+Every --every steps, in --out: `checkpoint.pt` (all that --resume needs), `weights.pt` (the moving
+average alone, in half precision: what inpaint.py loads), `log.jsonl`, `samples.png`.
 """
 import argparse
 import copy
 import json
-import os
+import math
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -20,28 +23,32 @@ from tqdm import tqdm
 import data
 import masks
 from ddpm import DDPM
-from errors import BadInput, run
+from safety import BadInput, run, whole
 from schedules import SCHEDULES
 from unet import UNet
 
 NO_DATA = ("no training images: give --data one of (1) a folder with CelebA's img_align_celeba/, "
-           "(2) img_align_celeba.zip or several zips of images, (3) synthetic, faces drawn on the "
+           "(2) img_align_celeba.zip, or several zips of images, (3) synthetic, faces drawn on the "
            "spot, no download")
 
 
-def train(args):
+def train(args, checkpoint=None):
+    """Algorithm 1 from step 0, or from a checkpoint; returns the moving average of the network."""
     device = torch.device(args.device)
     images = data.load(args.data, "train", args.size, args.crop, args.limit, args.cache)
     torch.manual_seed(args.seed)
-    generator = torch.Generator().manual_seed(args.seed)          # of batches, holes, t and noise
     ddpm = DDPM(SCHEDULES[args.schedule](args.T), args.prediction)
-    net = UNet(args.size, args.patch, args.widths, args.blocks).to(device)
+    try:
+        net = UNet(args.size, args.patch, args.widths, args.blocks).to(device)
+    except ValueError as error:
+        raise BadInput(f"{error}: choose another --size, --patch or --widths") from None
     ema = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(args.seed)        # of batches, holes, t and noise
     state = {"net": net, "ema": ema, "optimizer": optimizer}
-    start = restore(args, state, generator) if args.resume else 0
+    start, losses = restore(checkpoint, state, generator) if checkpoint else (0, [])
+    interrupted, begun = on_signal(), time.time()
 
-    begun, losses = time.time(), []
     progress = tqdm(range(start, args.steps), "training", args.steps, initial=start, unit=" steps")
     for step in progress:
         for group in optimizer.param_groups:
@@ -60,12 +67,19 @@ def train(args):
 
         losses.append(loss.detach())
         if (step + 1) % args.every == 0 or step + 1 == args.steps:
-            mean = torch.stack(losses).mean().item()
             rate = args.batch * (step + 1 - start) / (time.time() - begun)
+            progress.set_postfix_str(f"loss {log(args, step + 1, losses, rate):.4f}, "
+                                     f"{rate:.0f} images/s")
             losses.clear()
-            progress.set_postfix_str(f"loss {mean:.4f}, {rate:.0f} images/s")
-            save(args, state, generator, step + 1, mean, rate)
+            save(args, state, generator, step + 1, losses)
             draw(args, ddpm, ema, device)
+        elif interrupted:
+            save(args, state, generator, step + 1, losses)
+            progress.close()
+            print(f"interrupted: checkpoint at step {step + 1} in {args.out}; go on with --resume",
+                  file=sys.stderr)
+            sys.exit(128 + interrupted[0])
+    return ema
 
 
 def ramp(step, steps, warmup):
@@ -86,44 +100,88 @@ def average(ema, net, decay):
         mean.lerp_(parameter, 1 - decay)
 
 
-def settings(args):
-    """What rebuilds the network and the process: stored in every checkpoint."""
-    return {"unet": {"size": args.size, "patch": args.patch, "widths": args.widths,
-                     "blocks": args.blocks},
-            "schedule": args.schedule, "T": args.T, "prediction": args.prediction}
+def on_signal():
+    """A list that Ctrl-C (or a polite kill) adds to, so that the step under way is finished and
+    saved; the second Ctrl-C stops at once."""
+    received = []
+
+    def handle(number, _):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return received
 
 
-def save(args, state, generator, step, loss, rate):
-    """The log line first, then the checkpoint: what a resumed run does not know it writes again."""
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+def log(args, step, losses, rate):
+    """Append the mean loss since the last line; a loss that is no number ends the run here, before
+    a checkpoint could be overwritten."""
+    loss = torch.stack(losses).mean().item()
+    if not math.isfinite(loss):
+        raise BadInput(f"the loss is {loss} before step {step}: the last checkpoint is kept; "
+                       "--resume with a lower --lr")
     line = {"step": step, "images": step * args.batch, "loss": round(loss, 5),
             "images_per_s": round(rate, 1)}
-    with open(out / "log.jsonl", "a") as log:
-        log.write(json.dumps(line) + "\n")
-    shared = {"settings": settings(args), "step": step, "args": vars(args)}
-    write(out / "checkpoint.pt", {**shared, "rng": torch.get_rng_state(),
-                                  "generator": generator.get_state(),
-                                  **{name: part.state_dict() for name, part in state.items()}})
-    half = {name: value.half() for name, value in state["ema"].state_dict().items()}
-    write(out / "weights.pt", {**shared, "ema": half})
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    with open(Path(args.out) / "log.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+    return loss
 
 
-def write(path, checkpoint):
-    """All or nothing: under another name first, then renamed."""
-    half = path.with_suffix(".tmp")
-    torch.save(checkpoint, half)
-    os.replace(half, path)
+def save(args, state, generator, step, losses):
+    """checkpoint.pt, plain tensors and numbers from which the run goes on bit for bit, and
+    weights.pt, from which `inpaint.load_weights` rebuilds the network and the process."""
+    settings = {"unet": {"size": args.size, "patch": args.patch, "widths": args.widths,
+                         "blocks": args.blocks},
+                "schedule": args.schedule, "T": args.T, "prediction": args.prediction}
+    told = {"settings": settings, "args": vars(args), "step": step}
+    parts = {name: part.state_dict() for name, part in state.items()}
+    half = {name: value.half() for name, value in parts["ema"].items()}
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    for name, content in (("weights.pt", {"ema": half}),
+                          ("checkpoint.pt", {**parts, "losses": losses, "rng": {
+                              "torch": torch.get_rng_state(), "train": generator.get_state()}})):
+        try:
+            with whole(Path(args.out) / name) as file:
+                torch.save({**told, **content}, file)
+        except RuntimeError as error:                            # how torch reports a full disk
+            raise BadInput(f"{args.out}/{name} could not be written, the one before it is kept: "
+                           f"{str(error).splitlines()[0]}") from None
 
 
-def restore(args, state, generator):
-    path = Path(args.out) / "checkpoint.pt"
-    checkpoint = torch.load(path, map_location=args.device, weights_only=True)
-    for name, part in state.items():
-        part.load_state_dict(checkpoint[name])
-    torch.set_rng_state(checkpoint["rng"].cpu())
-    generator.set_state(checkpoint["generator"].cpu())
-    return checkpoint["step"]
+def load_checkpoint(out):
+    path = Path(out) / "checkpoint.pt"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint["rng"], checkpoint["optimizer"]
+    except FileNotFoundError:
+        raise BadInput(f"{path}: nothing to resume; start without --resume") from None
+    except Exception as error:  # torch.load answers a strange file in a dozen ways
+        raise BadInput(f"{path}: not a checkpoint of train.py's ({type(error).__name__})") from None
+    return checkpoint
+
+
+def restore(checkpoint, state, generator):
+    """Put the checkpoint's state where it was; returns the step and the losses not yet logged."""
+    try:
+        for name, part in state.items():
+            part.load_state_dict(checkpoint[name])
+    except (RuntimeError, ValueError):
+        raise BadInput("--resume with another network than the checkpoint's: leave --size, --patch, "
+                       "--widths and --blocks as they were") from None
+    torch.set_rng_state(checkpoint["rng"]["torch"])
+    generator.set_state(checkpoint["rng"]["train"])
+    return checkpoint["step"], checkpoint["losses"]
+
+
+def cut_log(out, step):
+    """Forget what was logged after the checkpoint: those steps will be done, and logged, again."""
+    path = Path(out) / "log.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    with whole(path) as half:
+        half.write_text("".join(kept))
 
 
 def draw(args, ddpm, ema, device):
@@ -132,22 +190,24 @@ def draw(args, ddpm, ema, device):
     blank = torch.zeros(16, 3, args.size, args.size, device=device)
     x = ddpm.sample(ema, blank, hole, min(20, ddpm.T), 0.0, torch.Generator().manual_seed(0))
     rows = data.to_uint8(x).reshape(2, 8, args.size, args.size, 3).transpose(1, 2)
-    Image.fromarray(rows.reshape(2 * args.size, 8 * args.size, 3).cpu().numpy()).save(
-        Path(args.out) / "samples.png")
+    grid = Image.fromarray(rows.reshape(2 * args.size, 8 * args.size, 3).cpu().numpy())
+    with whole(Path(args.out) / "samples.png") as half:
+        grid.save(half, format="PNG")
 
 
-def main():
+def parse(argv=None):
+    """The settings, and the checkpoint if --resume: its settings hold where the command is silent."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
+    add, cuda = parser.add_argument, torch.cuda.is_available()
     add("--data", nargs="+", metavar="PATH", help="folders or zips of images, or synthetic")
     add("--out", default="runs/celeba64", help="folder for checkpoint, weights, log and samples")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--steps", type=int, default=20_000, help="optimizer steps in all")
-    add("--batch", type=int, default=64, help="images a step")
-    add("--lr", type=float, default=4e-4, help="AdamW's learning rate, after the warm-up")
+    add("--batch", type=int, default=32, help="images a step")
+    add("--lr", type=float, default=3e-4, help="AdamW's learning rate, after the warm-up")
     add("--warmup", type=int, default=200, help="steps over which the learning rate rises")
     add("--ema", type=float, default=0.999, help="decay of the moving average, a step")
-    add("--every", type=int, default=500, help="steps between log lines and checkpoints")
+    add("--every", type=int, default=250, help="steps between log lines and checkpoints")
     add("--schedule", choices=SCHEDULES, default="cosine", help="noise schedule")
     add("--T", type=int, default=300, help="levels of noise")
     add("--prediction", choices=("v", "eps"), default="v", help="what the network predicts")
@@ -158,14 +218,31 @@ def main():
     add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
     add("--limit", type=int, help="train on the first so many images only")
     add("--cache", default="cache", help="folder for decoded images, 12 kB each at 64×64")
-    add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--bf16", action="store_true", help="bfloat16 matrix products (twice as fast where the "
-        "processor has them)")
-    args = parser.parse_args()
+    add("--seed", type=int, default=0, help="of the weights, batches, holes, levels and noise")
+    add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1, …")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=cuda,
+        help="bfloat16 matrix products: twice as fast where the processor has them")
+    args, checkpoint = parser.parse_args(argv), None
+    if args.resume:
+        checkpoint = load_checkpoint(args.out)
+        here = {"out": args.out, "device": args.device, "resume": True}
+        parser.set_defaults(**{**checkpoint["args"], **here})
+        args = parser.parse_args(argv)
     if not args.data:
         raise BadInput(NO_DATA)
-    train(args)
+    if not args.resume and (Path(args.out) / "checkpoint.pt").exists():
+        raise BadInput(f"{args.out} holds a checkpoint: go on from it with --resume, or name "
+                       "another --out")
+    if min(args.steps, args.batch, args.warmup, args.every, args.T) < 1 or not 0 <= args.ema < 1:
+        raise BadInput("--steps, --batch, --warmup, --every and --T are at least 1, --ema below 1")
+    return args, checkpoint
+
+
+def main():
+    args, checkpoint = parse()
+    if checkpoint:
+        cut_log(args.out, checkpoint["step"])
+    train(args, checkpoint)
 
 
 if __name__ == "__main__":
