@@ -17,16 +17,17 @@ class DDPM:
     """The process that the variances β [T] define; tables in float64, cast where they are used.
 
     `prediction` says what the network's output means: "eps" (Algorithm 1) or
-    "v", v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans and Ho 2022).
+    "v", v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans and Ho 2022). `clip` keeps estimates of x_0 in [-1, 1],
+    where images live; without it an ε-network's small errors at the noisy end become huge in x_0.
     """
 
-    def __init__(self, betas, prediction="eps"):
+    def __init__(self, betas, prediction="eps", clip=False):
         if prediction not in ("eps", "v"):
             raise ValueError(f"prediction is 'eps' or 'v', not {prediction!r}")
         self.betas = betas.double()
         self.alphas_bar = torch.cumprod(1 - self.betas, dim=0)
         self.T = len(betas)
-        self.prediction = prediction
+        self.prediction, self.clip = prediction, clip
 
     def alpha_bar(self, t, x):
         """ᾱ_t as [B, 1, 1, 1], in x's type and on its device; ᾱ_{-1} = 1."""
@@ -71,10 +72,16 @@ class DDPM:
         anything; from ε alone, x_0 needs a division by √ᾱ, which is nearly 0 at the noisy end.
         """
         output = eps_model(x, t, hole)
+        alpha_bar = self.alpha_bar(t, x)
+        signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         if self.prediction == "eps":
-            return self.predict_x0(x, t, output), output
-        signal, noise = self.alpha_bar(t, x).sqrt(), (1 - self.alpha_bar(t, x)).sqrt()
-        return signal * x - noise * output, noise * x + signal * output
+            x0, eps = self.predict_x0(x, t, output), output
+        else:
+            x0, eps = signal * x - noise * output, noise * x + signal * output
+        if self.clip:
+            x0 = x0.clamp(-1, 1)
+            eps = (x - signal * x0) / noise
+        return x0, eps
 
     # ---- Algorithm 1 -------------------------------------------------------------------------
 
@@ -132,7 +139,7 @@ class DDPM:
         steps None is the whole chain, T calls; eta: see `step`.
         generator: one, or a list of one an image, which makes a fill independent of its batch.
         callback(t, x, x0), if given, is called after every step with t's level, x and the x_0 seen.
-        Returns [B, C, H, W]: outside the hole exactly `image`, inside it not clipped to [-1, 1].
+        Returns [B, C, H, W]: outside the hole exactly `image`, inside it not exactly in [-1, 1].
         """
         times = self.times(steps or self.T)
         x = torch.where(hole > 0, randn_like(image, generator), image)

@@ -36,7 +36,8 @@ def load_weights(path=WEIGHTS, device="cpu"):
         settings = checkpoint["settings"]
         net = UNet(**settings["unet"]).to(device).eval().requires_grad_(False)
         net.load_state_dict(checkpoint["ema"])
-        ddpm = DDPM(SCHEDULES[settings["schedule"]](settings["T"]), settings["prediction"])
+        betas = SCHEDULES[settings["schedule"]](settings["T"])
+        ddpm = DDPM(betas, settings["prediction"], clip=True)
         return ddpm, net, settings["unet"]["size"]
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file; make weights with train.py, or name others with "

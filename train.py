@@ -37,7 +37,7 @@ def train(args, checkpoint=None):
     device = torch.device(args.device)
     images = data.load(args.data, "train", args.size, args.crop, args.limit, args.cache)
     torch.manual_seed(args.seed)
-    ddpm = DDPM(SCHEDULES[args.schedule](args.T), args.prediction)
+    ddpm = DDPM(SCHEDULES[args.schedule](args.T), args.prediction, clip=True)
     try:
         net = UNet(args.size, args.patch, args.widths, args.blocks).to(device)
     except ValueError as error:
@@ -66,17 +66,18 @@ def train(args, checkpoint=None):
         average(ema, net, min(args.ema, (1 + step) / (10 + step)))
 
         losses.append(loss.detach())
-        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+        due = (step + 1) % args.every == 0 or step + 1 == args.steps
+        if due:
             rate = args.batch * (step + 1 - start) / (time.time() - begun)
-            progress.set_postfix_str(f"loss {log(args, step + 1, losses, rate):.4f}, "
-                                     f"{rate:.0f} images/s")
+            mean = log(args, step + 1, losses, rate)
+            progress.set_postfix_str(f"loss {mean:.4f}, {rate:.0f} images/s")
             losses.clear()
-            save(args, state, generator, step + 1, losses)
             draw(args, ddpm, ema, device)
-        elif interrupted:
+        if due or interrupted:
             save(args, state, generator, step + 1, losses)
+        if interrupted:
             progress.close()
-            print(f"interrupted: checkpoint at step {step + 1} in {args.out}; go on with --resume",
+            print(f"interrupted: step {step + 1} is saved in {args.out}; go on with --resume",
                   file=sys.stderr)
             sys.exit(128 + interrupted[0])
     return ema

@@ -107,36 +107,40 @@ def drawn_from(world, n, seed=0):
 
 # ---- the sampler finds the distribution ------------------------------------------------------
 
-# The allowance is for the discretisation alone; `the error shrinks with the steps`, below.
+# The allowances are for the discretisation alone: about half as much again as was measured. They
+# are of the covariance; the mean is far better. That the error shrinks with the steps is below.
+MEAN = 5e-4
+
+
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("eta, allowance", [(1.0, 0.006), (0.0, 0.006)])
+@pytest.mark.parametrize("eta, allowance", [(1.0, 0.010), (0.0, 0.0045)])
 def test_unconditional_moments_of_two_pixels(monkeypatch, prediction, eta, allowance):
     world = two_pixels(DDPM(cosine_betas(300), prediction))
     hole = torch.ones(1, 1, 1, 2, dtype=F64)
-    mean, cov = exact_moments(monkeypatch, world, torch.zeros(1, 1, 1, 2, dtype=F64), hole, 300, eta)
-    assert_close(mean, world.mean.flatten(), rtol=0, atol=allowance)
+    mean, cov = exact_moments(monkeypatch, world, 0 * hole, hole, 300, eta)
+    assert_close(mean, world.mean.flatten(), rtol=0, atol=MEAN)
     assert_close(cov, world.cov, rtol=0, atol=allowance)
 
 
-@pytest.mark.parametrize("steps, eta, allowance", [(100, 0.0, 0.02), (50, 1.0, 0.05)])
+@pytest.mark.parametrize("steps, eta, allowance", [(100, 0.0, 0.014), (50, 1.0, 0.043)])
 def test_unconditional_moments_of_a_textured_image(monkeypatch, steps, eta, allowance):
     world = textured(DDPM(cosine_betas(300)))
     blank = torch.zeros(1, 1, 8, 8, dtype=F64)
     mean, cov = exact_moments(monkeypatch, world, blank, torch.ones_like(blank), steps, eta)
-    assert_close(mean, world.mean.flatten(), rtol=0, atol=allowance)
+    assert_close(mean, world.mean.flatten(), rtol=0, atol=MEAN)
     assert_close(cov, world.cov, rtol=0, atol=allowance)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("steps, eta, allowance", [(300, 0.0, 0.006), (150, 1.0, 0.01),
-                                                   (30, 0.0, 0.05), (30, 1.0, 0.05)])
+@pytest.mark.parametrize("steps, eta, allowance", [(300, 0.0, 0.0026), (150, 1.0, 0.011),
+                                                   (30, 0.0, 0.023), (30, 1.0, 0.04)])
 def test_inpainting_has_the_conditional_moments(monkeypatch, prediction, steps, eta, allowance):
     world = textured(DDPM(cosine_betas(300), prediction))
     image, hole = drawn_from(world, 1), box()
     m, C = world.conditional(image, hole)
     assert (m[0] - world.mean.flatten()[world.inside(hole)]).abs().max() > 0.2    # not the prior
     mean, cov = exact_moments(monkeypatch, world, image, hole, steps, eta)
-    assert_close(mean, m[0], rtol=0, atol=allowance)
+    assert_close(mean, m[0], rtol=0, atol=MEAN)
     assert_close(cov, C, rtol=0, atol=allowance)
 
 
@@ -153,10 +157,11 @@ def test_the_error_shrinks_with_the_steps(monkeypatch, eta):
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_real_draws_have_the_moments_too(eta):
-    """20,000 draws: standard errors of √(0.3/N) = 0.004 and √2 · 0.3/√N = 0.003, four allowed."""
-    world, n = two_pixels(DDPM(cosine_betas(100))), 20_000
-    x = world.process.sample(world, torch.zeros(n, 1, 1, 2, dtype=F64),
-                             torch.ones(n, 1, 1, 2, dtype=F64)[:, :1], None, eta,
+    """20,000 draws: standard errors of √(0.3/N) = 0.004 and √2 · 0.3/√N = 0.003, four allowed,
+    and 0.01 for the discretisation."""
+    world, n = two_pixels(DDPM(cosine_betas(200))), 20_000
+    blank = torch.zeros(n, 1, 1, 2, dtype=F64)
+    x = world.process.sample(world, blank, blank + 1, None, eta,
                              torch.Generator().manual_seed(1)).flatten(1)
     assert_close(x.mean(dim=0), world.mean.flatten(), rtol=0, atol=0.016)
     assert_close(x.T.cov(), world.cov, rtol=0, atol=0.012 + 0.01)
@@ -198,7 +203,7 @@ def test_known_pixels_come_back_bit_for_bit(prediction, eta):
     x = process.sample(watched, image, hole, 5, eta, torch.Generator().manual_seed(0))
     known = (hole == 0).expand_as(x)
     assert torch.equal(x[known], image[known]) and not (x[~known] == image[~known]).any()
-    assert seen == [True] * 5                                 # clean at every level, for the network
+    assert seen == [True] * 5                            # clean at every level, for the network
 
 
 def test_what_lies_in_the_hole_is_never_looked_at():
@@ -245,7 +250,7 @@ def test_the_full_chain_is_p_sample_after_p_sample():
     x = torch.where(hole > 0, torch.randn(image.shape, generator=g), image)
     for t in reversed(range(process.T)):
         x = process.p_sample(network, x, torch.full((3,), t), hole, g)
-    assert_close(process.sample(network, image, hole, generator=torch.Generator().manual_seed(3)), x)
+    assert_close(process.sample(network, image, hole, generator=g.manual_seed(3)), x)
 
 
 def test_the_last_step_adds_no_noise():
@@ -324,7 +329,7 @@ def test_an_ancestral_step_is_the_posterior(betas):
     assert_close(step, mean + variance.sqrt() * z, rtol=1e-9, atol=1e-12)
 
 
-@given(eta=st.floats(0, 1), levels=st.lists(st.integers(-1, 29), min_size=2, max_size=2, unique=True))
+@given(eta=st.floats(0, 1), levels=st.sets(st.integers(-1, 29), min_size=2, max_size=2))
 def test_a_step_keeps_the_marginal_whatever_eta(eta, levels):
     """x_0's share is √ᾱ_s and all of the noise, ε and fresh, has variance 1 - ᾱ_s."""
     process = DDPM(cosine_betas(30))
@@ -355,6 +360,18 @@ def test_predict_knows_what_the_network_means(t, prediction):
     assert_close(torch.stack(ours), torch.stack([x0, eps]), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_a_clipped_prediction_still_explains_x(prediction):
+    """x_0 is in [-1, 1] and √ᾱ x_0 + √(1-ᾱ) ε is x, at every level; inside, nothing changes."""
+    process, t = DDPM(cosine_betas(50), prediction, clip=True), torch.arange(50)
+    g = torch.Generator().manual_seed(0)
+    truth, eps = 1.5 * torch.randn(2, 50, 3, 4, 4, dtype=F64, generator=g)
+    x, hole = process.q_sample(truth, t, eps), torch.ones(50, 1, 4, 4, dtype=F64)
+    x0, noise = process.predict(perfect(process, truth, hole), x, t, hole)
+    assert_close(x0, truth.clamp(-1, 1), rtol=0, atol=1e-9)
+    assert_close(process.q_sample(x0, t, noise), x)
+
+
 def test_only_eps_and_v_are_predictions():
     with pytest.raises(ValueError):
         DDPM(linear_betas(3), "x0")
@@ -375,7 +392,7 @@ def perfect(process, x0, hole, record=None):
 
 
 def images_and_holes(n, shares, channels=3, side=6):
-    """n float64 images; image i has the share shares[i % len] of its pixels, at least one, to fill."""
+    """n float64 images; of image i the share shares[i % len], at least one pixel, is the hole."""
     g = torch.Generator().manual_seed(2)
     x0 = torch.rand(n, channels, side, side, dtype=F64, generator=g) * 2 - 1
     ranks = torch.rand(n, side * side, generator=g).argsort(dim=1).argsort(dim=1)
@@ -409,7 +426,7 @@ def test_a_network_that_says_zero_has_a_loss_of_one_whatever_the_hole(share):
 
 
 def test_the_loss_shows_the_network_clean_known_pixels_and_a_noisy_hole():
-    process, (x0, hole) = DDPM(linear_betas(4, 0.9, 0.99)), images_and_holes(500, [0.3])
+    process, (x0, hole) = DDPM(linear_betas(4, 0.2, 0.9)), images_and_holes(500, [0.3])
     record = []
     process.loss(perfect(process, x0, hole, record), x0, hole, torch.Generator().manual_seed(0))
     (x, t), = record
@@ -417,13 +434,13 @@ def test_the_loss_shows_the_network_clean_known_pixels_and_a_noisy_hole():
     assert torch.equal(x[known], x0[known])
     alpha_bar = process.alpha_bar(t, x0)
     noise = ((x - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt())[~known]
-    assert_close(noise.var(), torch.tensor(1.0, dtype=F64), rtol=0, atol=4 * (2 / len(noise)) ** 0.5)
-    assert sorted(t.unique().tolist()) == [0, 1, 2, 3]                          # both ends are trained
+    assert noise.var().item() == pytest.approx(1, abs=4 * math.sqrt(2 / len(noise)))
+    assert t.unique().tolist() == [0, 1, 2, 3]                                  # both ends too
     assert t.bincount().min() > 500 / 4 * 0.7
 
 
 def test_the_same_seed_gives_the_same_loss():
     process, (x0, hole) = DDPM(cosine_betas(50)), images_and_holes(4, [0.3])
-    one, two, other = (process.loss(lambda x, t, hole: x, x0, hole, torch.Generator().manual_seed(s))
-                       for s in (0, 0, 1))
+    one, two, other = (process.loss(lambda x, t, hole: x, x0, hole,
+                                    torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert one == two != other

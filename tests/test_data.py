@@ -1,0 +1,378 @@
+"""Images: every way in gives what Pillow decodes by hand, and nothing wrong gets in quietly."""
+import io
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+from PIL import Image
+
+import data
+from safety import BadInput
+
+LISTED = ["000001.jpg", "162770.jpg", "162771.jpg", "182637.jpg", "182638.jpg", "202599.jpg"]
+
+
+def photograph(seed, width=178, height=218):
+    """Smooth colours and some noise."""
+    g = np.random.default_rng(seed)
+    coarse = Image.fromarray(g.integers(0, 256, (6, 5, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.BICUBIC)).astype(int)
+    return Image.fromarray((smooth + g.integers(-9, 10, smooth.shape)).clip(0, 255).astype(np.uint8))
+
+
+def folder_of(path, names, **size):
+    path.mkdir(parents=True)
+    for i, name in enumerate(names):
+        photograph(i, **size).save(path / name)
+    return path
+
+
+def zip_of(path, folder, names=None, inside=""):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names or sorted(os.listdir(folder)):
+            archive.write(folder / name, inside + name)
+    return path
+
+
+def by_hand(files, box=(19, 39, 159, 179), size=64):
+    pictures = [Image.open(f).convert("RGB").crop(box).resize((size, size), Image.BICUBIC)
+                for f in files]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+
+
+@pytest.fixture
+def faces(tmp_path):
+    return folder_of(tmp_path / "faces", LISTED)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """data.load with a cache of its own; .files() are the names in the cache."""
+    def load(sources, split="all", **rest):
+        return data.load(sources, split, cache=tmp_path / "cache", **rest)
+    load.files = lambda: sorted(p for p in (tmp_path / "cache").glob("*"))
+    return load
+
+
+# ---- bytes and floats ------------------------------------------------------------------------
+
+def test_all_256_values_come_back_from_floats_in_minus_one_to_one():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(-1, -1, -1, 3)
+    floats = data.to_float(images)
+    assert floats.shape == (1, 3, 16, 16) and floats.dtype == torch.float32
+    assert floats.min() == -1 and floats.max() == 1
+    assert torch.equal(data.to_uint8(floats), images)
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), st.data())
+def test_pixels_and_channels_stay_in_their_places(n, height, width, draw):
+    pixels = draw.draw(st.binary(min_size=3 * n * height * width, max_size=3 * n * height * width))
+    images = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).reshape(n, height, width, 3)
+    floats = data.to_float(images)
+    torch.testing.assert_close(floats[-1, 2, -1, 0], images[-1, -1, 0, 2] / 127.5 - 1)
+    assert torch.equal(data.to_uint8(floats), images)
+
+
+def test_to_uint8_clips_and_rounds():
+    floats = torch.tensor([-9, -1, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 1, 9.0])
+    images = data.to_uint8(floats.reshape(1, 1, 1, 6).expand(1, 3, 1, 6))
+    assert images[0, 0, :, 0].tolist() == [0, 0, 0, 1, 255, 255]
+
+
+# ---- the ways in -----------------------------------------------------------------------------
+
+def test_a_folder_loads_as_pillow_decodes_it(faces, load):
+    images = load(faces)
+    assert images.dtype == torch.uint8
+    assert torch.equal(images, by_hand(faces / name for name in LISTED))
+    assert torch.equal(images[:2], load([str(faces)], limit=2))
+
+
+def test_every_way_in_gives_the_same_images(tmp_path, load):
+    faces = folder_of(tmp_path / "celeba" / "img_align_celeba", LISTED)
+    expected = by_hand(faces / name for name in LISTED)
+    whole = zip_of(tmp_path / "all.zip", faces, inside="img_align_celeba/")
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    one = zip_of(parts / "b.zip", faces, LISTED[:4])             # the images' names decide the order
+    two = zip_of(parts / "a.ZIP", faces, LISTED[4:])
+    for source in (faces, tmp_path / "celeba", whole, [two, one], [one, two], parts):
+        assert torch.equal(load(source), expected), source
+
+
+def test_only_images_are_read(faces, load):
+    (faces / "notes.txt").write_text("no image")
+    (faces / "folder.jpg").mkdir()
+    photograph(9).save(faces / "shout.PNG")
+    assert len(load(faces)) == 7
+
+
+@pytest.mark.parametrize("crop, box", [("centre140", (19, 39, 159, 179)),
+                                       ("ddim128", (25, 57, 153, 185)),
+                                       ("centre178", (0, 20, 178, 198))])
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_windows_of_an_aligned_photograph(faces, load, crop, box, size):
+    images = load(faces, size=size, crop=crop)
+    assert torch.equal(images, by_hand((faces / name for name in LISTED), box, size))
+
+
+@pytest.mark.parametrize("width, height, box", [(90, 60, (15, 0, 75, 60)), (60, 91, (0, 15, 60, 75)),
+                                                (218, 178, (20, 0, 198, 178))])
+def test_any_other_picture_gives_its_middle_square(tmp_path, load, width, height, box):
+    folder = folder_of(tmp_path / "any", ["a.png"], width=width, height=height)
+    assert torch.equal(load(folder, crop="ddim128"), by_hand([folder / "a.png"], box))
+
+
+def test_an_image_of_the_size_asked_for_is_left_untouched(tmp_path, load):
+    folder = folder_of(tmp_path / "small", ["a.png", "b.png"], width=64, height=64)
+    for image, name in zip(load(folder), ("a.png", "b.png")):
+        assert np.array_equal(image, np.asarray(Image.open(folder / name)))
+
+
+# ---- splits ----------------------------------------------------------------------------------
+
+def test_the_official_splits_are_loaded_by_number(faces, load):
+    for split, names in zip(data.SPLITS, (LISTED[:2], LISTED[2:4], LISTED[4:])):
+        assert torch.equal(load(faces, split), by_hand(faces / name for name in names))
+
+
+@given(st.integers(1, 202_599))
+def test_an_official_number_has_its_split_whatever_its_suffix_and_folder(number):
+    split = "train" if number <= 162_770 else "val" if number <= 182_637 else "test"
+    for name in (f"{number:06}.jpg", f"{number:06}.png", f"img_align_celeba/{number:06}.jpg"):
+        assert data.split_of(name) == split
+
+
+@pytest.mark.parametrize("form", ["img{}.png", "{:07}.jpg", "3{:05}.jpg"])
+def test_other_names_are_split_eight_to_one_to_one(form):
+    """Of 20,000 names 2000 ± 4 · 42 are of val, and as many of test."""
+    splits = [data.split_of(form.format(i)) for i in range(20_000)]
+    assert abs(splits.count("val") - 2000) < 170 and abs(splits.count("test") - 2000) < 170
+    assert splits.count("train") == 20_000 - splits.count("val") - splits.count("test")
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_a_partition_file_is_believed_only_if_it_is_the_official_one(tmp_path, load, above):
+    faces = folder_of(tmp_path / "celeba" / "img_align_celeba", LISTED)
+    listing = (faces.parent if above else faces) / "list_eval_partition.txt"
+    lines = [f"{name} {i // 2}\n" for i, name in enumerate(LISTED)]
+    listing.write_text("".join(lines))
+    assert len(load(faces.parent)) == 6
+    for wrong in ("000002.jpg 1\n", "000002.jpg 3\n", "000002.jpg\n"):
+        listing.write_text("".join(lines) + wrong)
+        with pytest.raises(BadInput, match=f"list_eval_partition.txt.*{wrong.strip()}"):
+            load(faces.parent)
+
+
+# ---- the cache -------------------------------------------------------------------------------
+
+def refuse(*_, **__):
+    raise AssertionError("decoded again")
+
+
+def test_the_second_load_decodes_nothing(faces, load, monkeypatch):
+    first = load(faces).clone()
+    monkeypatch.setattr(data, "open_image", refuse)
+    assert torch.equal(load(faces), first) and len(load.files()) == 1
+
+
+def test_the_cache_is_not_changed_by_changing_what_was_loaded(faces, load):
+    images = load(faces)
+    first = images.clone()
+    images.zero_()
+    assert torch.equal(load(faces), first)
+
+
+def test_what_is_asked_for_has_a_cache_of_its_own(faces, load):
+    for asked in ({}, {"size": 32}, {"crop": "ddim128"}, {"limit": 2}, {"split": "val"}):
+        load(faces, **asked)
+    assert len(load.files()) == 5
+
+
+def test_a_changed_or_added_source_is_decoded_again(faces, load):
+    before = load(faces).clone()
+    status = (faces / LISTED[0]).stat()
+    photograph(77).save(faces / LISTED[0])
+    os.utime(faces / LISTED[0], ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000))
+    after = load(faces).clone()
+    assert not torch.equal(after[0], before[0]) and torch.equal(after[1:], before[1:])
+    photograph(78).save(faces / "000009.jpg")
+    assert torch.equal(load(faces)[1], by_hand([faces / "000009.jpg"])[0])
+
+
+def test_a_zip_whose_images_changed_is_decoded_again(faces, load, tmp_path):
+    load(zip_of(tmp_path / "a.zip", faces, LISTED[:1]))
+    photograph(77).save(faces / LISTED[0])
+    images = load(zip_of(tmp_path / "a.zip", faces, LISTED[:1]))
+    assert torch.equal(images, by_hand([faces / LISTED[0]]))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a byte short", "empty", "garbage", "other shape"])
+def test_a_damaged_cache_is_built_again(faces, load, damage):
+    expected = load(faces).clone()
+    cache, = load.files()
+    whole = cache.read_bytes()
+    other = io.BytesIO()
+    np.save(other, np.zeros((5, 64, 64, 3), np.uint8))
+    cache.write_bytes({"truncated": whole[:len(whole) // 2], "a byte short": whole[:-1],
+                       "empty": b"", "garbage": os.urandom(2000),
+                       "other shape": other.getvalue()}[damage])
+    assert torch.equal(load(faces), expected)
+    assert cache.read_bytes() == whole
+
+
+def test_a_build_that_was_cut_off_leaves_nothing_that_is_used(faces, load, monkeypatch):
+    calls = []
+
+    def interrupted(*args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return photograph(0)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data, "open_image", interrupted)
+        load(faces)
+    assert load.files() == []
+    expected = by_hand(faces / name for name in LISTED)
+    assert torch.equal(load(faces), expected)
+
+
+def test_a_leftover_temporary_file_is_never_used(faces, load):
+    expected = load(faces).clone()
+    cache, = load.files()
+    half = np.zeros(expected.shape, np.uint8)
+    for name in (f"{cache.name}.tmp", f".{cache.name}.{os.getpid()}.tmp", f".{cache.name}.1.tmp"):
+        with open(cache.with_name(name), "wb") as file:
+            np.save(file, half)
+    cache.unlink()
+    assert torch.equal(load(faces), expected)
+
+
+# ---- what cannot be read ---------------------------------------------------------------------
+
+@pytest.mark.parametrize("content", [b"", b"not an image", "half"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_corrupt_image_is_named(faces, load, tmp_path, content, zipped):
+    whole = (faces / LISTED[2]).read_bytes()
+    (faces / LISTED[2]).write_bytes(whole[:len(whole) // 2] if content == "half" else content)
+    source = zip_of(tmp_path / "a.zip", faces) if zipped else faces
+    with pytest.raises(BadInput, match=f"{source.name}.*{LISTED[2]}"):
+        load(source)
+    assert load.files() == []
+
+
+def test_a_truncated_zip_and_one_that_is_no_zip_are_named(faces, load, tmp_path):
+    path = zip_of(tmp_path / "cut.zip", faces)
+    whole = path.read_bytes()
+    for content in (whole[:-100], whole[:len(whole) // 2], b"", b"hello"):
+        path.write_bytes(content)
+        with pytest.raises(BadInput, match="cut.zip"):
+            load([faces, path])
+
+
+def test_a_zip_with_a_flipped_bit_is_named_and_its_image_too(faces, load, tmp_path):
+    path = zip_of(tmp_path / "flipped.zip", faces)
+    with zipfile.ZipFile(path) as archive:
+        place = archive.getinfo(LISTED[3]).header_offset + 2000
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=f"flipped.zip.*{LISTED[3]}"):
+        load(path)
+
+
+def test_a_missing_path_is_named(load, tmp_path):
+    for name in ("nowhere", "nowhere.zip"):
+        with pytest.raises(BadInput, match=name):
+            load(tmp_path / name)
+    with pytest.raises(BadInput, match="face.png"):
+        data.open_image(tmp_path / "face.png")
+
+
+def test_an_empty_split_is_named_with_its_source(tmp_path, load):
+    faces = folder_of(tmp_path / "few", LISTED[:2])
+    with pytest.raises(BadInput, match="test split.*few"):
+        load(faces, "test")
+    with pytest.raises(BadInput, match="all split.*none"):
+        load(folder_of(tmp_path / "none", []))
+
+
+# ---- pictures of every kind ------------------------------------------------------------------
+
+def saved(image, tmp_path, **options):
+    image.save(tmp_path / "picture.png", **options)
+    return np.asarray(data.open_image(tmp_path / "picture.png"))
+
+
+def grey(values):
+    return np.repeat(np.asarray(values, np.uint8)[..., None], 3, axis=-1)
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    assert np.array_equal(saved(Image.fromarray(values * 257), tmp_path), grey(values))
+
+
+def test_transparency_is_laid_on_the_background(tmp_path):
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0, :, 0], pixels[0, :, 3] = 200, (255, 51, 0)                # opaque, a fifth, clear
+    for image in (Image.fromarray(pixels), Image.fromarray(pixels[..., [0, 3]], "LA")):
+        opened = saved(image, tmp_path)[0, :, 0].tolist()
+        assert opened == [200, 244, 255]                                # 0.2 · 200 + 0.8 · 255
+        file = io.BytesIO((tmp_path / "picture.png").read_bytes())
+        assert np.asarray(data.open_image(file, "black"))[0, :, 0].tolist() == [200, 40, 0]
+
+
+def test_a_palette_is_looked_up_and_its_clear_colour_is_white(tmp_path):
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.putdata([2, 0, 1])
+    rows = [[70, 80, 90], [10, 20, 30], [40, 50, 60]]
+    assert saved(image, tmp_path)[0].tolist() == rows
+    assert saved(image, tmp_path, transparency=2)[0].tolist() == [[255] * 3, *rows[1:]]
+
+
+def test_grey_and_black_and_white_become_rgb(tmp_path):
+    values = np.arange(256).reshape(16, 16)
+    assert np.array_equal(saved(Image.fromarray(values.astype(np.uint8)), tmp_path), grey(values))
+    black_and_white = Image.fromarray((values % 2 * 255).astype(np.uint8)).convert("1")
+    assert np.array_equal(saved(black_and_white, tmp_path), grey(values % 2 * 255))
+
+
+@pytest.mark.parametrize("orientation, turn", [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_a_rotated_photograph_is_turned_upright(tmp_path, orientation, turn):
+    exif, image = Image.Exif(), photograph(0, 30, 20)
+    exif[0x0112] = orientation
+    opened = saved(image, tmp_path, exif=exif)
+    assert np.array_equal(opened, np.rot90(np.asarray(image), turn))
+
+
+# ---- synthetic -------------------------------------------------------------------------------
+
+def test_synthetic_faces_are_decided_by_the_seed():
+    faces = data.synthetic(6, 32, seed=1)
+    assert faces.shape == (6, 32, 32, 3) and faces.dtype == torch.uint8
+    assert torch.equal(faces, data.synthetic(6, 32, seed=1))
+    assert not torch.equal(faces, data.synthetic(6, 32, seed=2))
+
+
+def test_more_synthetic_faces_begin_with_the_same_in_256s():
+    assert torch.equal(data.synthetic(300, 16)[:256], data.synthetic(256, 16))
+
+
+def test_synthetic_faces_differ_from_each_other_and_are_pictures():
+    faces = data.synthetic(300, 32).double()
+    assert faces.std(dim=0).mean() > 30                                 # across faces
+    assert faces.flatten(1, 2).std(dim=1).mean() > 30                   # across a face's pixels
+    assert len(faces.flatten(1).unique(dim=0)) == 300
+
+
+def test_the_synthetic_splits_share_no_face(load):
+    sets = [load("synthetic", split, limit=50, size=16).flatten(1) for split in data.SPLITS]
+    assert len(torch.cat(sets).unique(dim=0)) == 150
+    assert torch.equal(sets[0], load(["synthetic"], "train", limit=50, size=16).flatten(1))
+    assert load.files() == []

@@ -1,0 +1,211 @@
+"""Inpainting as a user does it: files in, files out, known pixels untouched, mistakes named."""
+import argparse
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+import inpaint
+import masks
+import safety
+import train
+from ddpm import DDPM
+from schedules import cosine_betas
+from unet import UNet
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Weights of a small network with random layers, so that its fills depend on everything."""
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("weights")
+    net = UNet(SIZE, 2, [8, 16], 1)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    args = argparse.Namespace(out=str(out), size=SIZE, patch=2, widths=[8, 16], blocks=1,
+                              schedule="cosine", T=20, prediction="v")
+    train.save(args, {"ema": net}, torch.Generator(), 1, [])
+    return out / "weights.pt"
+
+
+@pytest.fixture
+def command(weights, tmp_path, monkeypatch, capsys):
+    """Run inpaint.py with arguments; returns (exit status, what it printed on both streams)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["inpaint.py", "--weights", str(weights), "--steps", "3",
+                                          "--device", "cpu", *map(str, argv)])
+        try:
+            safety.run(inpaint.main)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+def photograph(path, width=80, height=60, mode="RGB", **options):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return path
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+def test_a_fresh_clone_fills_the_astronaut(command, tmp_path):
+    status, printed, _ = command("--mask", "irregular", "--samples", 2)
+    assert status == 0 and "seed 0" in printed and "3 network calls" in printed
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"astronaut{end}.png" for end in ("", "_input", "_hole", "_0", "_1")}
+    given, hole = read("out/astronaut_input.png"), read("out/astronaut_hole.png") == 255
+    assert given.shape == (SIZE, SIZE, 3) and 0 < hole.sum() < SIZE ** 2
+    for k in range(2):
+        filled = read(f"out/astronaut_{k}.png")
+        assert (filled[~hole] == given[~hole]).all() and (filled[hole] != given[hole]).any()
+    assert (read("out/astronaut_0.png") != read("out/astronaut_1.png")).any()
+
+
+@pytest.mark.parametrize("mask", masks.MASKS)
+def test_every_family_keeps_the_known_pixels(command, tmp_path, mask):
+    assert command(photograph(tmp_path / "a.png"), "--mask", mask, "--samples", 1)[0] == 0
+    given, hole = read("out/a_input.png"), read("out/a_hole.png")
+    assert (np.where(hole[..., None], given, read("out/a_0.png")) == given).all()
+    assert set(np.unique(hole)) <= {0, 255}
+
+
+def test_a_folder_in_a_folder_out_and_every_image_as_if_alone(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    mask = tmp_path / "mask.png"
+    Image.fromarray(np.pad(np.full((30, 40), 255, np.uint8), ((15, 15), (20, 20)))).save(mask)
+    for name in ("a.png", "b.jpg", "c.webp"):
+        photograph(tmp_path / "in" / name)
+    assert command(tmp_path / "in", "--mask", mask, "--samples", 3, "--out", "all")[0] == 0
+    assert len(list((tmp_path / "all").iterdir())) == 3 * 6
+    command(tmp_path / "in" / "b.jpg", "--mask", mask, "--samples", 2, "--out", "one")
+    for k in range(2):
+        assert (read(f"all/b_{k}.png") == read(f"one/b_{k}.png")).all()
+    command(tmp_path / "in" / "b.jpg", "--mask", mask, "--samples", 1, "--out", "two", "--seed", 1)
+    assert (read("two/b_0.png") != read("one/b_0.png")).any()
+
+
+def test_a_mask_file_falls_where_it_was_painted(command, tmp_path):
+    """In a wide photograph the centred square is cut: from the mask, too."""
+    mask = np.zeros((120, 160), np.uint8)            # twice the photograph's size: the same shape
+    mask[:, 60:100] = 255                            # in the square's middle third
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    command(photograph(tmp_path / "a.png", 80, 60), "--mask", tmp_path / "mask.png")
+    columns = (read("out/a_hole.png") == 255).mean(axis=0)
+    assert set(columns) == {0, 1} and abs(columns.mean() - 1 / 3) < 0.05
+    assert columns[SIZE // 2] == 1 and columns[0] == columns[-1] == 0
+
+
+def test_an_empty_hole_is_said_and_the_image_copied(command, tmp_path):
+    Image.new("L", (60, 60)).save(tmp_path / "mask.png")
+    status, printed, err = command(photograph(tmp_path / "a.png", 60, 60), "--mask", "mask.png")
+    assert status == 0 and "nothing to do" in printed + err
+    assert (read("out/a_0.png") == read("out/a_input.png")).all()
+
+
+def test_an_all_white_mask_is_unconditional(command, tmp_path):
+    Image.new("L", (60, 60), 255).save(tmp_path / "mask.png")
+    command(photograph(tmp_path / "a.png", 60, 60), "--mask", "mask.png", "--samples", 1)
+    command(photograph(tmp_path / "b.jpg", 60, 60), "--mask", "full", "--samples", 1)
+    assert (read("out/a_0.png") == read("out/b_0.png")).all()
+
+
+@pytest.mark.parametrize("mode, name", [("L", "a.png"), ("RGBA", "a.png"), ("P", "a.png"),
+                                        ("I;16", "a.png"), ("1", "a.png"), ("CMYK", "a.jpg")])
+def test_photographs_of_every_mode(command, tmp_path, mode, name):
+    if mode == "I;16":
+        Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(tmp_path / name)
+    else:
+        photograph(tmp_path / name, mode=mode)
+    assert command(tmp_path / name, "--samples", 1)[0] == 0
+    if mode == "I;16":
+        assert abs(int(read("out/a_input.png")[0, 0, 0]) - 40_000 // 257) <= 1
+
+
+def test_fills_larger_than_a_batch_equal_those_of_a_smaller_one(weights, monkeypatch):
+    ddpm, net, _ = inpaint.load_weights(weights)
+    images, hole = data.synthetic(3, SIZE), masks.random(3, SIZE, torch.Generator().manual_seed(0))
+    together = inpaint.fill(ddpm, net, images, hole, samples=3, steps=4, eta=1.0)
+    monkeypatch.setattr(inpaint, "BATCH", 2)
+    apart = inpaint.fill(ddpm, net, images, hole, samples=3, steps=4, eta=1.0)
+    assert (together.int() - apart.int()).abs().max() <= 1        # rounding of a batched convolution
+    kept = hole.permute(0, 2, 3, 1)[:, None].expand(3, 3, SIZE, SIZE, 3) == 0
+    assert (together[kept] == images[:, None].expand_as(together)[kept]).all()
+
+
+@pytest.mark.parametrize("make, argv, said", [
+    (lambda d: None, ["nowhere.png"], "nowhere.png: no such file"),
+    (lambda d: (d / "a.png").write_bytes(b"no image"), ["a.png"], "a.png: not a readable image"),
+    (lambda d: (d / "a.png").write_bytes(photograph(d / "b.png").read_bytes()[:2000]), ["a.png"],
+     "a.png: not a readable image"),
+    (lambda d: (d / "empty").mkdir(), ["empty"], "no image in this folder"),
+    (lambda d: photograph(d / "a.png"), ["a.png", "--mask", "square"], "square: neither a file nor"),
+    (lambda d: (photograph(d / "a.png"), Image.new("L", (60, 60)).save(d / "m.png")),
+     ["a.png", "--mask", "m.png"], "photograph's shape"),
+    (lambda d: photograph(d / "a.png"), ["a.png", "--steps", "21"], "--steps is 1 … 20"),
+    (lambda d: photograph(d / "a.png"), ["a.png", "--steps", "0"], "--steps"),
+    (lambda d: photograph(d / "a.png"), ["a.png", "--samples", "0"], "--samples"),
+    (lambda d: (d / "w.pt").write_bytes(b"no weights"), ["--weights", "w.pt"], "not weights"),
+    (lambda d: torch.save({"settings": {}}, d / "w.pt"), ["--weights", "w.pt"], "not weights"),
+    (lambda d: None, ["--weights", "none.pt"], "none.pt: no such file"),
+    (lambda d: photograph(d / "a.png"), ["a.png", "--out", "."], "overwrite"),
+    (lambda d: (photograph(d / "a.png"), photograph(d / "a.jpg")), ["a.png", "a.jpg"], "two images"),
+    (lambda d: (d / "out").write_text("a file"), [], "out"),
+])
+def test_bad_input_is_one_line_and_status_2(command, tmp_path, make, argv, said):
+    make(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    status, printed, err = command(*argv)
+    assert status == 2 and said in err and len(err.splitlines()) == 1 and not printed
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_weights_of_another_size_rebuild_another_network(tmp_path):
+    torch.manual_seed(0)
+    args = argparse.Namespace(out=str(tmp_path), size=16, patch=1, widths=[8], blocks=1,
+                              schedule="linear", T=7, prediction="eps")
+    train.save(args, {"ema": UNet(16, 1, [8], 1)}, torch.Generator(), 1, [])
+    ddpm, net, size = inpaint.load_weights(tmp_path / "weights.pt")
+    assert (ddpm.T, ddpm.prediction, size, net.patch) == (7, "eps", 16, 1)
+
+
+def test_a_perfect_network_restores_the_image():
+    """An oracle that knows the image: whatever the noise, steps and eta, the fill is the image."""
+    images = data.synthetic(2, 16)
+    x0, hole = data.to_float(images), masks.center(2, 16)
+    ddpm = DDPM(cosine_betas(30), "v")
+
+    def oracle(x, t, hole):
+        alpha_bar = ddpm.alpha_bar(t, x)
+        eps = (x - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
+        return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0
+
+    for steps, eta in ((1, 0.0), (5, 0.0), (30, 1.0)):
+        fills = inpaint.fill(ddpm, oracle, images, hole, samples=1, steps=steps, eta=eta)
+        assert (fills[:, 0] == images).all()
+
+
+@pytest.mark.skipif(not inpaint.WEIGHTS.exists(), reason="no shipped weights yet")
+def test_the_shipped_weights_fill_a_face_better_than_its_mean_colour():
+    assert inpaint.WEIGHTS.stat().st_size <= 25e6
+    ddpm, net, size = inpaint.load_weights()
+    image = torch.from_numpy(data.square(inpaint.astronaut(), size).copy())[None]
+    hole = masks.center(1, size)
+    fills = inpaint.fill(ddpm, net, image, hole, samples=4, steps=10).float()
+    inside = hole[0, 0].bool()
+    face = image[0].float()[inside]
+    error = (fills[0].mean(dim=0)[inside] - face).square().mean()
+    assert error < 0.5 * (face - image[0].float()[~inside].mean(dim=0)).square().mean()

@@ -1,0 +1,167 @@
+"""Training: it learns, it goes on bit for bit after an interruption, and it loses nothing."""
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import data
+import inpaint
+import masks
+import train
+from ddpm import DDPM
+from safety import BadInput
+from schedules import cosine_betas
+from unet import UNet
+
+TINY = ["--data", "synthetic", "--limit", "24", "--size", "16", "--widths", "8", "16", "--patch", "1",
+        "--blocks", "1", "--batch", "4", "--steps", "7", "--every", "3", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Give the test runner its own Ctrl-C back."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def start(out, *more):
+    args, checkpoint = train.parse([*TINY, "--out", str(out), *more])
+    if checkpoint:
+        train.cut_log(out, checkpoint["step"])
+    return train.train(args, checkpoint)
+
+
+def logged(out):
+    """The log without its timings."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+@pytest.mark.parametrize("step", [0, 4, 5])
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "crash"])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, how, step):
+    start(tmp_path / "whole")
+    average, calls = train.average, iter(range(100))
+
+    def interrupt(*args):
+        average(*args)
+        if next(calls) == step:
+            if how == "crash":
+                raise RuntimeError("power cut")
+            os.kill(os.getpid(), getattr(signal, how))
+
+    monkeypatch.setattr(train, "average", interrupt)
+    with pytest.raises((SystemExit, RuntimeError)):
+        start(tmp_path / "broken")
+    monkeypatch.setattr(train, "average", average)
+    resume = ["--resume"] if (tmp_path / "broken" / "checkpoint.pt").exists() else []
+    start(tmp_path / "broken", *resume)
+
+    one, two = (train.load_checkpoint(tmp_path / name) for name in ("whole", "broken"))
+    for part in ("net", "ema", "optimizer", "rng", "step", "losses"):
+        torch.testing.assert_close(one[part], two[part], rtol=0, atol=0)
+    assert logged(tmp_path / "whole") == logged(tmp_path / "broken")
+    assert {path.name for path in (tmp_path / "broken").iterdir()} == {
+        "checkpoint.pt", "weights.pt", "log.jsonl", "samples.png"}
+
+
+def test_resume_keeps_the_checkpoints_settings_and_lets_steps_grow(tmp_path):
+    start(tmp_path, "--lr", "0.002")
+    args, checkpoint = train.parse(["--resume", "--out", str(tmp_path), "--steps", "9"])
+    assert (args.lr, args.widths, args.steps, checkpoint["step"]) == (0.002, [8, 16], 9, 7)
+
+
+def test_weights_are_the_moving_average_in_half_precision(tmp_path):
+    ema = start(tmp_path)
+    _, net, size = inpaint.load_weights(tmp_path / "weights.pt")
+    assert size == 16
+    for (name, a), b in zip(ema.state_dict().items(), net.state_dict().values()):
+        torch.testing.assert_close(a.half().float(), b, rtol=0, atol=0, msg=name)
+    moved = [(a - b).abs().max() for a, b in zip(
+        ema.parameters(), train.load_checkpoint(tmp_path)["net"].values())]
+    assert max(moved) > 0, "the average should lag behind the network"
+
+
+@pytest.mark.parametrize("prediction, left", [("v", 0.1), ("eps", 0.5)])
+def test_training_overfits_eight_images(prediction, left):
+    """Of the variance among the eight in the hole, little is left as error; ε learns more slowly."""
+    torch.manual_seed(0)
+    generator, images = torch.Generator().manual_seed(0), data.synthetic(8, 16)
+    ddpm, net = DDPM(cosine_betas(50), prediction, clip=True), UNet(16, 1, (24, 32), 1)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    x0, hole = data.to_float(images).repeat(2, 1, 1, 1), masks.center(16, 16)
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 3e-3 * train.ramp(step, 300, 20)
+        optimizer.zero_grad()
+        ddpm.loss(net, x0, hole, generator).backward()
+        optimizer.step()
+    fills = inpaint.fill(ddpm, net, images, hole[:8], samples=2, steps=25)
+    inside = hole[0, 0].bool()
+    error = (fills.float() - images[:, None].float())[:, :, inside]
+    spread = images.float()[:, inside] - images.float()[:, inside].mean(dim=0)
+    assert error.square().mean() < left * spread.square().mean()
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    ramp = [train.ramp(step, 1000, 100) for step in range(1000)]
+    assert ramp[0] == 0.01 and ramp[99] == ramp[700] == 1 and 0 < ramp[-1] < 0.01
+    assert sorted(ramp[:100]) == ramp[:100] and sorted(ramp[700:], reverse=True) == ramp[700:]
+
+
+def test_a_loss_that_is_no_number_stops_before_the_checkpoint_is_overwritten(tmp_path, monkeypatch):
+    start(tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    loss = DDPM.loss
+    monkeypatch.setattr(DDPM, "loss", lambda *args: loss(*args) * float("nan"))
+    with pytest.raises(BadInput, match="nan before step 9"):
+        start(tmp_path, "--resume", "--steps", "9")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path):
+    start(tmp_path)
+    with pytest.raises(BadInput, match="--resume"):
+        start(tmp_path)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    start(tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(content, file):
+        file.write_bytes(b"half a checkp")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(BadInput, match="could not be written"):
+        start(tmp_path, "--resume", "--steps", "9")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("argv, message", [
+    ([], "synthetic"),
+    (["--data", "/nowhere"], "/nowhere"),
+    (["--data", "synthetic", "--size", "30"], "30"),
+    (["--data", "synthetic", "--steps", "0"], "--steps"),
+    (["--resume"], "nothing to resume"),
+])
+def test_bad_input_is_named(tmp_path, argv, message):
+    with pytest.raises(BadInput, match=message):
+        train.train(*train.parse([*argv, "--out", str(tmp_path)]))
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(BadInput, match="not a checkpoint"):
+        train.parse(["--resume", "--out", str(tmp_path)])
+
+
+def test_another_network_is_refused(tmp_path):
+    start(tmp_path)
+    with pytest.raises(BadInput, match="--widths"):
+        start(tmp_path, "--resume", "--widths", "8", "8")
