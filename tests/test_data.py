@@ -20,7 +20,8 @@ def photograph(seed, width=178, height=218):
     g = np.random.default_rng(seed)
     coarse = Image.fromarray(g.integers(0, 256, (6, 5, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.BICUBIC)).astype(int)
-    return Image.fromarray((smooth + g.integers(-9, 10, smooth.shape)).clip(0, 255).astype(np.uint8))
+    noisy = smooth + g.integers(-9, 10, smooth.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
 def folder_of(path, names, **size):
@@ -97,7 +98,7 @@ def test_every_way_in_gives_the_same_images(tmp_path, load):
     whole = zip_of(tmp_path / "all.zip", faces, inside="img_align_celeba/")
     parts = tmp_path / "parts"
     parts.mkdir()
-    one = zip_of(parts / "b.zip", faces, LISTED[:4])             # the images' names decide the order
+    one = zip_of(parts / "b.zip", faces, LISTED[:4])            # the images' names decide the order
     two = zip_of(parts / "a.ZIP", faces, LISTED[4:])
     for source in (faces, tmp_path / "celeba", whole, [two, one], [one, two], parts):
         assert torch.equal(load(source), expected), source
@@ -119,7 +120,8 @@ def test_the_windows_of_an_aligned_photograph(faces, load, crop, box, size):
     assert torch.equal(images, by_hand((faces / name for name in LISTED), box, size))
 
 
-@pytest.mark.parametrize("width, height, box", [(90, 60, (15, 0, 75, 60)), (60, 91, (0, 15, 60, 75)),
+@pytest.mark.parametrize("width, height, box", [(90, 60, (15, 0, 75, 60)),
+                                                (60, 91, (0, 15, 60, 75)),
                                                 (218, 178, (20, 0, 198, 178))])
 def test_any_other_picture_gives_its_middle_square(tmp_path, load, width, height, box):
     folder = folder_of(tmp_path / "any", ["a.png"], width=width, height=height)

@@ -269,6 +269,7 @@ def test_times_go_evenly_from_the_noise_to_clean(data):
     strides = [t - s for t, s in zip(times[:-1], times[1:])]
     assert times[0] == T - 1 and times[-1] == -1 and len(times) == steps + 1
     assert min(strides) >= 1 and max(strides) - min(strides) <= 1
+    assert strides[-1] == max(strides)                         # the last look is far from clean
     for wrong in (0, -1, T + 1):
         with pytest.raises(ValueError):
             DDPM(linear_betas(T)).times(wrong)

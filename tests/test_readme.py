@@ -1,0 +1,43 @@
+"""Every command of the README runs, word for word, with settings that make it small."""
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import data
+import inpaint
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"train.py": "--steps 2 --limit 3 --size 16 --widths 8 --patch 1 --batch 2 --every 1",
+         "inpaint.py": "--steps 2 --samples 1",
+         "evaluate.py": "--limit 3 --steps 2 --samples 2 --methods keep,mean --batch 2"}
+COMMANDS = re.findall(r"^ {4}(?:\./run )?python ((\w+\.py)[^#\n]*)",
+                      (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_the_readme_names_the_commands():
+    assert {script for _, script in COMMANDS} == set(SMALL)
+
+
+@pytest.mark.skipif(not inpaint.WEIGHTS.exists(), reason="no shipped weights yet")
+def test_the_readmes_commands_run(tmp_path):
+    """In the README's order, as one user would: what one command leaves, the next goes on from."""
+    celeba = tmp_path / "PATH" / "TO" / "celeba" / "img_align_celeba"
+    celeba.mkdir(parents=True)
+    (tmp_path / "folder").mkdir()
+    names = [celeba / f"{number:06}.jpg" for number in (1, 2, 3, 162_771, 162_772, 162_773)]
+    faces = data.synthetic(8, 64).numpy()
+    for name, face in zip([*names, tmp_path / "photo.jpg", tmp_path / "folder" / "a.png"], faces):
+        Image.fromarray(face).save(name)
+    Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
+    for command, script in COMMANDS:
+        words = [sys.executable, ROOT / script, *command.split()[1:], *SMALL[script].split()]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert (tmp_path / "out" / "astronaut.png").exists()
+    assert (tmp_path / "filled" / "a_0.png").exists()
+    assert (tmp_path / "runs" / "celeba64" / "weights.pt").exists()
+    assert (tmp_path / "results" / "latest" / "table.md").exists()
