@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from safety import BadInput, whole
@@ -51,8 +51,11 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
              of CelebA's training split, in about a minute on four cores); memory-mapped
     """
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if split not in (*SPLITS, "all"):
+        raise BadInput(f"there is no split {split!r}: train, val, test or all")
     if [str(source) for source in sources] == ["synthetic"]:
-        return synthetic(limit or 10_000, size, seed + 1_000_003 * (*SPLITS, "all").index(split))
+        number = 10_000 if limit is None else limit
+        return synthetic(number, size, seed + 1_000_003 * (*SPLITS, "all").index(split))
     members = [m for m in find(sources) if split in ("all", split_of(m[1]))][:limit]
     if not members:
         raise BadInput(f"no image of the {split} split in {', '.join(map(str, sources))}: "
@@ -70,23 +73,25 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
 def find(sources):
     """Every image of the sources: a sorted list of (container, name, bytes, version), where version
     changes when the content does (a zip's checksum, a file's time)."""
-    members = []
+    members, zips = set(), set()
     for source in map(Path, sources):
         if source.is_dir() and (source / "img_align_celeba").is_dir():
             source = source / "img_align_celeba"
         if source.is_dir():
             _check_partition(source)
-            files = [entry for entry in os.scandir(source) if entry.is_file()]
-            members += [(str(source), entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
-                        for entry in files if entry.name.lower().endswith(SUFFIXES)]
-            zips = [entry.path for entry in files if entry.name.lower().endswith(".zip")]
+            files = [Path(entry.path) for entry in os.scandir(source) if entry.is_file()]
         else:
-            zips = [str(source)]
-        for path in zips:
-            with _open_zip(path) as archive:
-                members += [(path, info.filename, info.file_size, info.CRC)
-                            for info in archive.infolist()
-                            if info.filename.lower().endswith(SUFFIXES)]
+            files = [source]
+        for file in files:
+            if _is_image(file.name) and file.is_file():
+                status = file.stat()
+                members.add((str(file.parent), file.name, status.st_size, status.st_mtime_ns))
+            elif file.suffix.lower() == ".zip" or not source.is_dir():
+                zips.add(str(file))
+    for path in zips:
+        with _open_zip(path) as archive:
+            members |= {(path, info.filename, info.file_size, info.CRC)
+                        for info in archive.infolist() if _is_image(info.filename)}
     return sorted(members, key=lambda member: (Path(member[1]).name, member[0]))
 
 
@@ -113,6 +118,8 @@ def open_image(file, background="white"):
         return image.convert("RGB")
     except FileNotFoundError:
         raise BadInput(f"{name}: no such file") from None
+    except UnidentifiedImageError:
+        raise BadInput(f"{name}: not a readable image (of no known format)") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadInput(f"{name}: not a readable image ({error})") from None
 
@@ -136,9 +143,8 @@ def square(image, size, crop="centre140"):
 def synthetic(number, size=64, seed=0):
     """Faces drawn from ellipses: uint8 [number, size, size, 3]. Endless, free, and no substitute:
     they give every command something to run on before there is data."""
-    faces = [_draw_faces(min(256, number - start), size, seed * 1_000_003 + start)
-             for start in range(0, number, 256)]
-    return to_uint8(torch.cat(faces))
+    faces = [_draw_faces(256, size, seed * 1_000_003 + block) for block in range(-(-number // 256))]
+    return to_uint8(torch.cat(faces)[:number]) if faces else torch.empty(0, size, size, 3).byte()
 
 
 def _draw_faces(n, size, seed):
@@ -173,6 +179,11 @@ def _draw_faces(n, size, seed):
     return paint(lips, nothing, nothing + 0.42, gap, smile).clamp(-1, 1)
 
 
+def _is_image(name):
+    """By its ending; a name that begins with ._ is a Mac's notes on a file, not the file."""
+    return name.lower().endswith(SUFFIXES) and not Path(name).name.startswith("._")
+
+
 def _check_partition(folder):
     """CelebA's own list of splits, if it lies in the folder or above it, must agree with ours."""
     for path in (folder / "list_eval_partition.txt", folder.parent / "list_eval_partition.txt"):
@@ -197,7 +208,7 @@ def _open_zip(path):
 def _open_cache(path, shape):
     """The cached array, or None if it is not there or not whole."""
     try:
-        images = np.load(path, mmap_mode="c")
+        images = np.lib.format.open_memmap(path, mode="c")
     except (OSError, ValueError, EOFError):
         return None
     return images if images.shape == shape and images.dtype == np.uint8 else None
@@ -212,15 +223,14 @@ def _build_cache(path, shape, members, crop):
 
     def decode(member):
         container, name = member[:2]
+        place = file = os.path.join(container, name)
         try:
-            file = (io.BytesIO(archives[container].read(name)) if container in archives
-                    else os.path.join(container, name))
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise BadInput(f"{container}: {name} is damaged ({error})") from None
-        try:
-            return square(open_image(file), shape[1], crop)
-        except BadInput as error:
-            raise BadInput(f"{container}: {name}: {error}") from None
+            if container in archives:
+                file = io.BytesIO(archives[container].read(name))
+                file.name = place                                          # for messages
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            raise BadInput(f"{place}: the zip is damaged or not readable ({error})") from None
+        return square(open_image(file), shape[1], crop)
 
     try:
         with whole(path) as half, ThreadPoolExecutor() as pool:

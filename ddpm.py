@@ -141,7 +141,7 @@ class DDPM:
         callback(t, x, x0), if given, is called after every step with t's level, x and the x_0 seen.
         Returns [B, C, H, W]: outside the hole exactly `image`, inside it not exactly in [-1, 1].
         """
-        times = self.times(steps or self.T)
+        times = self.times(self.T if steps is None else steps)
         x = torch.where(hole > 0, randn_like(image, generator), image)
         for t, s in zip(times[:-1], times[1:]):
             t, s = (torch.full((len(x),), level, device=x.device) for level in (t, s))

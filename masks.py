@@ -4,10 +4,10 @@ Five families, each `family(batch, size, generator=None, device="cpu") -> hole`,
 a share of the image, at any size from 16 up (mean [always within]):
 
     center     a square of half the side, in the middle                 25 %
-    random     a box with sides of 0.3 … 0.6, anywhere                  20 % [8, 40]
+    random     a box with sides of 0.3 … 0.6, anywhere                  20 % [7, 40]
     irregular  blobs: smooth noise, cut at a drawn area                 30 % [9, 51]
-    freeform   one to four brush strokes that wander                    MEASURED
-    hybrid     a random box and strokes                                 MEASURED
+    freeform   one to four brush strokes that wander                    25 % [2, 65]
+    hybrid     a random box and strokes                                 40 % [9, 80]
     full       all of the image: unconditional generation              100 %
 
 Every size is a share of the image's side, so a family looks alike at 64 pixels and at 256. All
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 STROKES, JOINTS = 4, 6            # at most so many strokes, of so many straight pieces each
-STROKE_NUMBERS = 4 + 2 * JOINTS   # uniform numbers that a stroke takes: radius, heading, y, x; turn and length a piece
+STROKE_NUMBERS = 4 + 2 * JOINTS   # radius, heading, y and x of a stroke; turn and length a piece
 NOISE = 5                         # the blobs are noise on a NOISE × NOISE grid, interpolated
 
 
@@ -114,7 +114,7 @@ def _strokes(u, size):
     B, (y, x) = len(u), _pixels(size, u.device)
     drawn = u[:, :1] * STROKES >= torch.arange(STROKES, device=u.device)      # the first 1 … 4
     u = u[:, 1:].reshape(B, STROKES, STROKE_NUMBERS)
-    radius = (0.04 + 0.05 * u[:, :, 0]).clamp(min=0.71 / size)    # meets a pixel's centre anywhere
+    radius = 0.04 + 0.05 * u[:, :, 0]
     turns, lengths = 0.8 * math.pi * (u[:, :, 4:4 + JOINTS] - 0.5), 0.08 + 0.14 * u[:, :, 4 + JOINTS:]
     heading = 2 * math.pi * u[:, :, 1:2] + turns.cumsum(dim=2)    # turns of up to ±72°
     steps = torch.stack([heading.sin(), heading.cos()], dim=-1) * lengths[..., None]

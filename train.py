@@ -136,13 +136,15 @@ def save(args, state, generator, step, losses):
     settings = {"unet": {"size": args.size, "patch": args.patch, "widths": args.widths,
                          "blocks": args.blocks},
                 "schedule": args.schedule, "T": args.T, "prediction": args.prediction}
-    told = {"settings": settings, "args": vars(args), "step": step}
+    told = {"settings": settings, "step": step}
     parts = {name: part.state_dict() for name, part in state.items()}
     half = {name: value.half() for name, value in parts["ema"].items()}
     Path(args.out).mkdir(parents=True, exist_ok=True)
     for name, content in (("weights.pt", {"ema": half}),
-                          ("checkpoint.pt", {**parts, "losses": losses, "rng": {
-                              "torch": torch.get_rng_state(), "train": generator.get_state()}})):
+                          ("checkpoint.pt", {
+                              **parts, "args": vars(args), "losses": losses,
+                              "rng": {"torch": torch.get_rng_state(),
+                                      "train": generator.get_state()}})):
         try:
             with whole(Path(args.out) / name) as file:
                 torch.save({**told, **content}, file)

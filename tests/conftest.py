@@ -1,7 +1,7 @@
-"""Every run draws the same examples, on two threads; run `python -m pytest` from the top folder."""
+"""Every run draws the same examples, on one thread; run `python -m pytest` from the top folder."""
 import hypothesis
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 hypothesis.settings.register_profile("seeded", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("seeded")

@@ -142,6 +142,21 @@ def test_a_residual_block_starts_as_its_skip():
     assert torch.equal(block(x, emb), block.skip(x))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_every_block_up_is_handed_what_its_mirror_image_put_out(blocks):
+    net, ups, downs = tiny(blocks=blocks), [], []
+    for layers, record in ((net.down, lambda _, given, out: downs.append(out)),
+                           (net.up, lambda _, given, out: ups.append(given[0]))):
+        for block in layers:
+            if isinstance(block, ResBlock):
+                block.register_forward_hook(record)
+    net(*inputs())
+    assert len(ups) == len(downs) == 3 * blocks
+    for given, out in zip(ups, reversed(downs)):
+        assert torch.equal(given[:, -out.shape[1]:], out)
+
+
 def test_the_shipped_network_fits_in_25_megabytes_of_half_precision():
     net = UNet(widths=(64, 128, 224))
     assert 2 * sum(p.numel() for p in net.state_dict().values()) <= 25e6
