@@ -128,7 +128,8 @@ def window(image_size, crop="centre140"):
     """The square (left, top, right, bottom) to cut: the named window of an aligned CelebA
     photograph, the largest centred square of anything else."""
     width, height = image_size
-    left, top, side = (width - min(image_size)) // 2, (height - min(image_size)) // 2, min(image_size)
+    side = min(image_size)
+    left, top = (width - side) // 2, (height - side) // 2
     if image_size == (178, 218):
         left, top, side = CROPS[crop]
     return left, top, left + side, top + side
@@ -168,7 +169,8 @@ def _draw_faces(n, size, seed):
     width, height = uniform(0.5, 0.62, 1), uniform(0.68, 0.8, 1)
     eye, gap, smile = uniform(0.07, 0.11, 1), uniform(0.2, 0.27, 1), uniform(0.03, 0.09, 1)
     nothing = torch.zeros_like(cx)
-    picture = paint(uniform(-1, 0.4, 3), nothing, nothing - 0.2, width * 1.25, height * 1.15)  # hair
+    hair = uniform(-1, 0.4, 3)
+    picture = paint(hair, nothing, nothing - 0.2, width * 1.25, height * 1.15)
     picture = paint(skin, nothing, nothing + 0.05, width, height)
     picture = picture + uniform(-0.35, 0.35, 1) * x * (1 - y ** 2)                           # light
     for side in (-1, 1):

@@ -2,10 +2,10 @@
 
 The network is an argument, never a member: `eps_model(x, t, hole)` takes
     x     [B, C, H, W]  the image: noisy at level t inside the hole, clean outside it
-    t     [B] int64     the noise level, 0-based: t = 0 is the paper's t = 1, and ᾱ_{-1} = 1 is clean
+    t     [B] int64     the noise level, 0-based: t = 0 is the paper's t = 1; ᾱ_{-1} = 1 is clean
     hole  [B, 1, H, W]  1 = to be filled, 0 = known
-and returns an estimate, [B, C, H, W], of the noise ε in x (or of v; see `DDPM.predict`). So a U-Net,
-its moving average, a compiled module or a closed-form oracle all drop in.
+and returns an estimate, [B, C, H, W], of the noise ε in x (or of v: see `DDPM.predict`). So a
+U-Net, its moving average, a compiled module or a closed-form oracle all drop in.
 
 There is one sampler. Known pixels are kept, clean, at every step and only the hole is generated;
 an unconditional sample is the inpainting of an image that is all hole.
@@ -132,7 +132,7 @@ class DDPM:
 
     @torch.no_grad()
     def sample(self, eps_model, image, hole, steps=None, eta=1.0, generator=None, callback=None):
-        """Fill the hole of `image`: Algorithm 2 with the known pixels kept, in `steps` network calls.
+        """Algorithm 2 with the known pixels kept: fill the hole of `image` in `steps` calls.
 
         image [B, C, H, W] in [-1, 1]; what it holds inside the hole is never looked at.
         hole  [B, 1, H, W]; all ones: an unconditional sample.

@@ -180,7 +180,8 @@ def evaluate(args):
     images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
     methods = {name: METHODS[name](args) for name in args.methods}
     holes = {mask: masks.MASKS[mask](len(images), args.size,
-                                     torch.Generator().manual_seed(args.seed)) for mask in args.masks}
+                                     torch.Generator().manual_seed(args.seed))
+             for mask in args.masks}
     rows, seconds, preview = [], {}, {}
     total = len(images) * len(holes) * len(methods)
     with tqdm(total=total, desc="scoring", unit=" images") as bar:
@@ -244,8 +245,9 @@ def write(args, images, holes, rows, results, preview):
                 for key, value in vars(args).items()}
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     with whole(out / "results.json") as half:
-        half.write_text(json.dumps({"settings": settings, "versions": versions,
-                                    "threads": torch.get_num_threads(), "results": results}, indent=1))
+        content = {"settings": settings, "versions": versions,
+                   "threads": torch.get_num_threads(), "results": results}
+        half.write_text(json.dumps(content, indent=1))
     with whole(out / "table.md") as half:
         half.write_text(table(results) + "\n")
     with whole(out / "holes.npz") as half, open(half, "wb") as file:

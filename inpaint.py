@@ -4,8 +4,8 @@
     python inpaint.py photo.jpg --mask mask.png --samples 8  # white in the mask = to be filled
     python inpaint.py folder/ --mask center --out filled/    # every image of a folder
 
-For an input STEM, in --out: `STEM.png`, a picture of everything side by side; `STEM_input.png`, what
-the network was given; `STEM_hole.png`, white = filled; `STEM_0.png`, `STEM_1.png`, … the fills.
+For an input STEM, in --out: `STEM.png`, everything side by side; `STEM_input.png`, what the network
+was given; `STEM_hole.png`, white = filled; `STEM_0.png`, `STEM_1.png`, … the fills.
 A photograph is cut to its centred square and resized to the network's size; pixels outside the
 hole are exactly those of STEM_input.png.
 """
@@ -161,7 +161,8 @@ def main():
     out = Path(args.out)
     for path in map(Path, args.images):
         if out.resolve() == (path if path.is_dir() else path.parent).resolve():
-            raise BadInput(f"--out {out} is where the photographs lie: results could overwrite them")
+            raise BadInput(f"--out {out} is where the photographs lie: results could overwrite "
+                           "them")
     out.mkdir(parents=True, exist_ok=True)
 
     begun = time.time()

@@ -70,7 +70,7 @@ MASKS = {**FAMILIES, "full": full}
 
 
 def mixture(batch, size, generator=None, device="cpu", all_hole=0.2):
-    """What the network trains on: a share `all_hole` of full holes, the five families for the rest."""
+    """What the network trains on: a share `all_hole` of full holes, the rest of all families."""
     u = _uniform(batch, 1, generator, device)[:, 0]
     drawn = ((u - all_hole) / (1 - all_hole) * len(FAMILIES)).floor()     # < 0: full
     hole = full(batch, size, generator, device)
@@ -81,7 +81,7 @@ def mixture(batch, size, generator=None, device="cpu", all_hole=0.2):
 
 
 def from_image(image, size):
-    """A hole from a greyscale picture (Pillow, 8 bits) of any size: nearest-resized, white = fill."""
+    """A hole from an 8-bit grey Pillow picture of any size: nearest-resized, white = fill."""
     pixels = np.array(image.resize((size, size), Image.NEAREST))
     return torch.from_numpy(pixels >= 128).float()[None, None]
 
@@ -115,7 +115,8 @@ def _strokes(u, size):
     drawn = u[:, :1] * STROKES >= torch.arange(STROKES, device=u.device)      # the first 1 … 4
     u = u[:, 1:].reshape(B, STROKES, STROKE_NUMBERS)
     radius = 0.04 + 0.05 * u[:, :, 0]
-    turns, lengths = 0.8 * math.pi * (u[:, :, 4:4 + JOINTS] - 0.5), 0.08 + 0.14 * u[:, :, 4 + JOINTS:]
+    turns = 0.8 * math.pi * (u[:, :, 4:4 + JOINTS] - 0.5)
+    lengths = 0.08 + 0.14 * u[:, :, 4 + JOINTS:]
     heading = 2 * math.pi * u[:, :, 1:2] + turns.cumsum(dim=2)    # turns of up to ±72°
     steps = torch.stack([heading.sin(), heading.cos()], dim=-1) * lengths[..., None]
     start = u[:, :, None, 2:4]

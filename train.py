@@ -84,7 +84,7 @@ def train(args, checkpoint=None):
 
 
 def ramp(step, steps, warmup):
-    """The learning rate's factor: up over the warm-up, flat, down to 0 over the last 30 % of steps."""
+    """The learning rate's factor: up over the warm-up, flat, and to 0 over the last 30 % of steps."""
     return min(1, (step + 1) / warmup, (steps - step) / (0.3 * steps))
 
 
@@ -171,8 +171,8 @@ def restore(checkpoint, state, generator):
         for name, part in state.items():
             part.load_state_dict(checkpoint[name])
     except (RuntimeError, ValueError):
-        raise BadInput("--resume with another network than the checkpoint's: leave --size, --patch, "
-                       "--widths and --blocks as they were") from None
+        raise BadInput("--resume with another network than the checkpoint's: leave --size, "
+                       "--patch, --widths and --blocks as they were") from None
     torch.set_rng_state(checkpoint["rng"]["torch"])
     generator.set_state(checkpoint["rng"]["train"])
     return checkpoint["step"], checkpoint["losses"]
@@ -199,7 +199,7 @@ def draw(args, ddpm, ema, device):
 
 
 def parse(argv=None):
-    """The settings, and the checkpoint if --resume: its settings hold where the command is silent."""
+    """The settings, and with --resume the checkpoint, whose settings hold unless given anew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add, cuda = parser.add_argument, torch.cuda.is_available()
     add("--data", nargs="+", metavar="PATH", help="folders or zips of images, or synthetic")

@@ -32,7 +32,7 @@ def timestep_embedding(t, dim, longest=10_000):
 
 
 class AdaGN(nn.Module):
-    """Adaptive group normalization: y_s · GroupNorm(h) + y_b, with (y_s - 1, y_b) linear in time."""
+    """Adaptive group normalization: y_s · GroupNorm(h) + y_b, y_s - 1 and y_b linear in time."""
 
     def __init__(self, channels, time_dim):
         super().__init__()

@@ -16,7 +16,8 @@ from safety import BadInput
 def example(B=3, K=4, size=24):
     images = data.synthetic(B, size)
     hole = masks.random(B, size, torch.Generator().manual_seed(0))
-    noise = torch.randint(-40, 41, (B, K, size, size, 3), generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randint(-40, 41, (B, K, size, size, 3), generator=generator)
     inside = hole.permute(0, 2, 3, 1)[:, None]
     fills = (images[:, None] + (noise * inside).long()).clamp(0, 255).byte()
     return images, fills, hole
@@ -65,7 +66,7 @@ def test_a_perfect_fill_scores_perfectly():
 
 
 def test_crps_of_a_gaussian_matches_its_closed_form():
-    """CRPS(N(μ, σ²), y) = σ (z (2Φ(z) - 1) + 2φ(z) - 1/√π), z = (y-μ)/σ (Gneiting, Raftery 2007)."""
+    """σ (z (2Φ(z) - 1) + 2φ(z) - 1/√π), z = (y-μ)/σ (Gneiting and Raftery 2007, eq. 5)."""
     sigma, offset, K = 20.0, 15.0, 400
     images = torch.full((1, 32, 32, 3), 128, dtype=torch.uint8)
     draws = torch.randn(1, K, 32, 32, 3, generator=torch.Generator().manual_seed(0))

@@ -141,7 +141,7 @@ def test_fills_larger_than_a_batch_equal_those_of_a_smaller_one(weights, monkeyp
     together = inpaint.fill(ddpm, net, images, hole, samples=3, steps=4, eta=1.0)
     monkeypatch.setattr(inpaint, "BATCH", 2)
     apart = inpaint.fill(ddpm, net, images, hole, samples=3, steps=4, eta=1.0)
-    assert (together.int() - apart.int()).abs().max() <= 1        # rounding of a batched convolution
+    assert (together.int() - apart.int()).abs().max() <= 1   # a convolution's rounding
     kept = hole.permute(0, 2, 3, 1)[:, None].expand(3, 3, SIZE, SIZE, 3) == 0
     assert (together[kept] == images[:, None].expand_as(together)[kept]).all()
 
@@ -152,7 +152,7 @@ def test_fills_larger_than_a_batch_equal_those_of_a_smaller_one(weights, monkeyp
     (lambda d: (d / "a.png").write_bytes(photograph(d / "b.png").read_bytes()[:2000]), ["a.png"],
      "a.png: not a readable image"),
     (lambda d: (d / "empty").mkdir(), ["empty"], "no image in this folder"),
-    (lambda d: photograph(d / "a.png"), ["a.png", "--mask", "square"], "square: neither a file nor"),
+    (lambda d: photograph(d / "a.png"), ["a.png", "--mask", "square"], "square: neither"),
     (lambda d: (photograph(d / "a.png"), Image.new("L", (60, 60)).save(d / "m.png")),
      ["a.png", "--mask", "m.png"], "photograph's shape"),
     (lambda d: photograph(d / "a.png"), ["a.png", "--steps", "21"], "--steps is 1 … 20"),
@@ -162,7 +162,7 @@ def test_fills_larger_than_a_batch_equal_those_of_a_smaller_one(weights, monkeyp
     (lambda d: torch.save({"settings": {}}, d / "w.pt"), ["--weights", "w.pt"], "not weights"),
     (lambda d: None, ["--weights", "none.pt"], "none.pt: no such file"),
     (lambda d: photograph(d / "a.png"), ["a.png", "--out", "."], "overwrite"),
-    (lambda d: (photograph(d / "a.png"), photograph(d / "a.jpg")), ["a.png", "a.jpg"], "two images"),
+    (lambda d: (photograph(d / "a.png"), photograph(d / "a.jpg")), ["a.png", "a.jpg"], "two im"),
     (lambda d: (d / "out").write_text("a file"), [], "out"),
 ])
 def test_bad_input_is_one_line_and_status_2(command, tmp_path, make, argv, said):
