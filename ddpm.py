@@ -29,16 +29,20 @@ class DDPM:
         self.T = len(betas)
         self.prediction, self.clip = prediction, clip
 
+    def beta(self, t, x):
+        """β_t as [B, 1, 1, 1], in x's type and on its device."""
+        return self.betas.to(x.device)[t].to(x.dtype).reshape(-1, 1, 1, 1)
+
     def alpha_bar(self, t, x):
-        """ᾱ_t as [B, 1, 1, 1], in x's type and on its device; ᾱ_{-1} = 1."""
-        table = torch.cat([self.alphas_bar, torch.ones(1, dtype=torch.float64)])  # [-1] is ᾱ_{-1}
+        """ᾱ_t likewise; ᾱ_{-1} = 1, so it stands last in the table."""
+        table = torch.cat([self.alphas_bar, torch.ones(1, dtype=torch.float64)])
         return table.to(x.device)[t].to(x.dtype).reshape(-1, 1, 1, 1)
 
     # ---- the forward process -----------------------------------------------------------------
 
     def q_step(self, x, t, noise):
         """One step of noising, x_{t-1} → x_t = √(1-β_t) x_{t-1} + √β_t ε          (eq. 2)."""
-        beta = self.betas.to(x.device)[t].to(x.dtype).reshape(-1, 1, 1, 1)
+        beta = self.beta(t, x)
         return (1 - beta).sqrt() * x + beta.sqrt() * noise
 
     def q_sample(self, x0, t, noise):
@@ -60,9 +64,9 @@ class DDPM:
         variance = (1-ᾱ_{t-1}) / (1-ᾱ_t) β_t                                      [B, 1, 1, 1]
         At t = 0 the mean is x_0 and the variance 0: the last step adds no noise.
         """
-        alpha_bar, previous = self.alpha_bar(t, x_t), self.alpha_bar(t - 1, x_t)
-        beta = self.betas.to(x_t.device)[t].to(x_t.dtype).reshape(-1, 1, 1, 1)
-        mean = (previous.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - previous) * x_t)
+        beta, alpha_bar = self.beta(t, x_t), self.alpha_bar(t, x_t)
+        previous = self.alpha_bar(t - 1, x_t)
+        mean = previous.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - previous) * x_t
         return mean / (1 - alpha_bar), (1 - previous) / (1 - alpha_bar) * beta
 
     def predict(self, eps_model, x, t, hole):

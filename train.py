@@ -84,7 +84,7 @@ def train(args, checkpoint=None):
 
 
 def ramp(step, steps, warmup):
-    """The learning rate's factor: up over the warm-up, flat, and to 0 over the last 30 % of steps."""
+    """The learning rate's factor: up over the warm-up, flat, then to 0 over the last 30 %."""
     return min(1, (step + 1) / warmup, (steps - step) / (0.3 * steps))
 
 

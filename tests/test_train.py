@@ -15,8 +15,8 @@ from safety import BadInput
 from schedules import cosine_betas
 from unet import UNet
 
-TINY = ["--data", "synthetic", "--limit", "24", "--size", "16", "--widths", "8", "16",
-        "--patch", "1", "--blocks", "1", "--batch", "4", "--steps", "7", "--every", "3", "--device", "cpu"]
+TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 "
+        "--steps 7 --every 3 --device cpu").split()
 
 
 @pytest.fixture(autouse=True)
