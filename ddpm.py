@@ -95,7 +95,8 @@ class DDPM:
         x0 [B, C, H, W] in [-1, 1]. The mean over the hole alone keeps the loss's scale the same
         for a small hole and for an unconditional image. For a v-network, v stands for ε.
         """
-        t = torch.randint(self.T, (len(x0),), generator=generator, device=x0.device)
+        source = x0.device if generator is None else generator.device
+        t = torch.randint(self.T, (len(x0),), generator=generator, device=source).to(x0.device)
         noise = randn_like(x0, generator)
         x = hole * self.q_sample(x0, t, noise) + (1 - hole) * x0          # known pixels are kept
         target = noise
