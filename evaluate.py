@@ -69,7 +69,8 @@ def ridge(args, penalty=0.02):
     def one(image, inside):
         seen = torch.where(inside, 0, image - mu)
         wanted = precision[inside]                                              # [hole, all]
-        guess = mu[inside] - torch.linalg.solve(wanted[:, inside], wanted @ seen)
+        root = torch.linalg.cholesky(wanted[:, inside])
+        guess = mu[inside] - torch.cholesky_solve((wanted @ seen)[:, None], root)[:, 0]
         return image.index_put((inside,), guess)
 
     def fill(image, hole, generator):
