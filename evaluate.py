@@ -255,7 +255,8 @@ def write(args, images, holes, rows, results, preview):
         np.savez_compressed(file, **{mask: hole.byte().numpy() for mask, hole in holes.items()})
     grids = []
     for (mask, _), fills in preview.items():
-        known = torch.where(holes[mask][:8].permute(0, 2, 3, 1) > 0, 128, images[:8]).byte()
+        n = len(fills)
+        known = torch.where(holes[mask][:n].permute(0, 2, 3, 1) > 0, 128, images[:n]).byte()
         grids += [torch.cat([*row], dim=1) for row in (known, fills)]
     with whole(out / "preview.png") as half:
         Image.fromarray(torch.cat(grids).numpy()).save(half, format="PNG")
