@@ -144,7 +144,7 @@ class DDPM:
         steps None is the whole chain, T calls; eta: see `step`.
         generator: one, or a list of one an image, which makes a fill independent of its batch.
         callback(t, x, x0), if given, is called after every step with t's level, x and the x_0 seen.
-        Returns [B, C, H, W]: outside the hole exactly `image`, inside it not exactly in [-1, 1].
+        Returns [B, C, H, W]: outside the hole exactly `image`; inside it in [-1, 1] if `clip` is set.
         """
         times = self.times(self.T if steps is None else steps)
         x = torch.where(hole > 0, randn_like(image, generator), image)

@@ -258,8 +258,7 @@ def write(args, images, holes, rows, results, preview):
         n = len(fills)
         known = torch.where(holes[mask][:n].permute(0, 2, 3, 1) > 0, 128, images[:n]).byte()
         grids += [torch.cat([*row], dim=1) for row in (known, fills)]
-    with whole(out / "preview.png") as half:
-        Image.fromarray(torch.cat(grids).numpy()).save(half, format="PNG")
+    inpaint.write_png(Image.fromarray(torch.cat(grids).numpy()), out / "preview.png")
 
 
 def main():

@@ -11,6 +11,7 @@ hole are exactly those of STEM_input.png.
 """
 import argparse
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,9 @@ def read_photographs(paths):
         if not found:
             raise BadInput(f"{path}: no image in this folder ({', '.join(data.SUFFIXES)})")
         files += found
-    twice = {f.stem for f in files if sum(f.stem == other.stem for other in files) > 1}
-    if twice:
-        raise BadInput(f"two images are called {min(twice)}: their results would overwrite each "
+    stem, count = Counter(file.stem for file in files).most_common(1)[0]
+    if count > 1:
+        raise BadInput(f"two images are called {stem}: their results would overwrite each "
                        "other; rename one")
     return {file.stem: data.open_image(file) for file in files}
 
