@@ -1,298 +1,474 @@
 """Score inpainters side by side: the same held-out images, the same holes, the same seeds.
 
     python evaluate.py --data PATH/TO/celeba --split val --masks center,irregular --samples 4
+    python evaluate.py --methods keep,ridge,my_method.py         # against a method of your own
+    python evaluate.py --save                                    # inputs, holes and fills as PNGs
+    python evaluate.py --from FOLDER                             # anybody's PNGs, the same holes
+    torchrun --nproc_per_node 4 evaluate.py                      # shared out over processes
 
-Every score is of the composite, known pixels exact, in 8 bits, as a viewer would get it; a method
-that touches a known pixel is refused. Writes, under --out: `table.md`, `scores.csv` (a row an
-image, mask and method), `results.json` (settings, means, intervals), `holes.npz`, `preview.png`.
+A method is a file with `inpaint(image, hole, generator) -> image`; image [B, 3, H, W] in [-1, 1], 0
+inside the hole [B, 1, H, W]; generator: a list, one an image (`ddpm.randn_like` draws from it). Or
+it has `fit(images) -> inpaint`, given the training images, uint8 [N, H, W, 3]. `DRAWS = False` says
+that it has one fill only for an image. Those in baselines/ are known by name. A method that touches
+a known pixel is refused: every score is of the composite, in 8 bits, as a viewer would get it.
+
+Writes, under --out: `table.md`, `scores.csv` (a row an image, mask and method), `results.json`
+(settings, versions, means, intervals), `holes.npz`, `preview.png`; and until all is done `parts/`,
+a file a batch, from which --resume goes on.
 """
 import argparse
 import csv
+import datetime
+import hashlib
+import importlib.util
 import json
+import math
+import os
 import platform
+import shutil
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from PIL import Image
-from torchmetrics.functional.image import (peak_signal_noise_ratio,
-                                           structural_similarity_index_measure)
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 import data
 import inpaint
 import masks
+import scores
 from safety import BadInput, run, whole
 
-SCORES = {"psnr_hole": "PSNR in the hole, one sample, dB",
-          "psnr_hole_mean": "… of the mean of all samples",
-          "psnr_hole_best": "… of the best sample",
-          "psnr": "PSNR of the whole image, one sample, dB",
-          "ssim": "SSIM of the whole image, one sample (Gaussian window 11, σ 1.5)",
-          "l1": "mean |error| in the hole, one sample, of 255",
-          "crps": "continuous ranked probability score in the hole, of 255: lower is better, and "
-                  "blurring does not win it",
-          "diversity": "standard deviation over samples in the hole, of 255"}
+BASELINES = Path(__file__).parent / "baselines"
+METHODS = ("keep", *sorted(file.stem for file in BASELINES.glob("[a-z]*.py")))
+COLUMNS = {"psnr_hole": ("PSNR hole", 2), "psnr_hole_mean": ("mean of K", 2),
+           "psnr_hole_best": ("best of K", 2), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3),
+           "l1": ("L1", 1), "lpips": ("LPIPS", 3), "crps": ("CRPS", 1), "diversity": ("spread", 1)}
 
 
-# ---- methods: anything with inpaint(image, hole, generator) -> image --------------------------
-# image [B, 3, H, W] in [-1, 1], hole [B, 1, H, W]; generator: a list of one an image.
+# ---- fills: uint8 [B, K, H, W, 3] of a batch, drawn by a method or read from files -------------
 
-def keep(args):
-    """The network, known pixels kept: inpaint.py's own way."""
-    ddpm, eps_model, _ = inpaint.load_weights(args.weights, args.device)
-    return lambda image, hole, generator: ddpm.sample(eps_model, image, hole, args.steps, args.eta,
-                                                      generator)
+def find_method(name, args):
+    """An object with `inpaint` or `fit`, DRAWS and CALLS: by its name, or from anybody's file."""
+    if name == "keep":
+        ddpm, eps_model, _ = inpaint.load_weights(args.weights, args.device)
+        if not 1 <= args.steps <= ddpm.T:
+            raise BadInput(f"--steps is 1 … {ddpm.T}, the length of these weights' chain")
 
-
-def mean(args):
-    """The mean face of the training split."""
-    face = data.to_float(training_images(args)).mean(dim=0).to(args.device)
-    return lambda image, hole, generator: torch.where(hole > 0, face, image)
-
-
-def ridge(args, penalty=0.02):
-    """Linear regression from the known pixels to the hole, in closed form, for any hole.
-
-    With the covariance Σ of the training images (its diagonal raised by the ridge `penalty`) and
-    its inverse Λ, the best linear guess is x_h = μ_h - Λ_hh⁻¹ Λ_hk (x_k - μ_k): after one inversion
-    (0.6 GB at 64×64, half a minute) an image costs one solve in the hole's pixels alone.
-    """
-    x = data.to_float(training_images(args)).flatten(1).to(args.device)
-    mu = x.mean(dim=0)
-    x -= mu
-    precision = x.T @ x / len(x)
-    precision.diagonal().add_(penalty)
-    precision = torch.cholesky_inverse(torch.linalg.cholesky(precision))
-
-    def one(image, inside):
-        seen = torch.where(inside, 0, image - mu)
-        wanted = precision[inside]                                              # [hole, all]
-        root = torch.linalg.cholesky(wanted[:, inside])
-        guess = mu[inside] - torch.cholesky_solve((wanted @ seen)[:, None], root)[:, 0]
-        return image.index_put((inside,), guess)
-
-    def fill(image, hole, generator):
-        inside = (hole > 0).expand_as(image).flatten(1)
-        return torch.stack([*map(one, image.flatten(1), inside)]).reshape(image.shape)
-    return fill
+        def keep(image, hole, generator):
+            with torch.autocast(image.device.type, torch.bfloat16, enabled=args.bf16):
+                return ddpm.sample(eps_model, image, hole, args.steps, args.eta, generator)
+        return SimpleNamespace(inpaint=keep, DRAWS=True, CALLS=args.steps)
+    path = method_file(name)
+    if path.suffix != ".py" or not path.is_file():
+        raise BadInput(f"--methods {name}: neither a .py file nor one of {', '.join(METHODS)}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    method = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(method)
+    if not hasattr(method, "inpaint") and not hasattr(method, "fit"):
+        raise BadInput(f"--methods {name}: it has neither inpaint(image, hole, generator) nor "
+                       "fit(images)")
+    return SimpleNamespace(**{"DRAWS": True, "CALLS": 0, **vars(method)})
 
 
-def biharmonic(args):
-    """The smoothest surface through the hole's rim (scikit-image)."""
-    from skimage.restoration import inpaint_biharmonic
-
-    def fill(image, hole, generator):
-        filled = [inpaint_biharmonic(x.permute(1, 2, 0).numpy(), h[0].numpy() > 0, channel_axis=-1)
-                  for x, h in zip(image.cpu(), hole.cpu())]
-        filled = torch.from_numpy(np.stack(filled)).float().permute(0, 3, 1, 2).to(image.device)
-        return torch.where(hole > 0, filled, image)
-    return fill
+def method_file(name):
+    return BASELINES / f"{name}.py" if name in METHODS else Path(name)
 
 
-METHODS = {"keep": keep, "mean": mean, "ridge": ridge, "biharmonic": biharmonic}
-SAMPLERS = {"keep"}        # methods that draw: the others give the same fill whatever the generator
+def draw_fills(name, method, images, hole, first, samples, seed):
+    """Sample k of image i has a generator of its own, of (seed, i, k), whatever else is drawn."""
+    known = torch.where(hole > 0, 0.0, data.to_float(images).to(hole.device))   # nothing to peek at
+    drawn = []
+    for k in range(samples):
+        seeds = [(seed * 1_000_003 + first + i) * 1_000 + k for i in range(len(images))]
+        filled = method.inpaint(known, hole, [torch.Generator().manual_seed(s) for s in seeds])
+        if filled.shape != known.shape or not torch.isfinite(filled).all():
+            raise BadInput(f"method {name}: a fill must be finite and of the image's shape, "
+                           f"{tuple(known.shape)}; this one is of shape {tuple(filled.shape)}")
+        drawn.append(data.to_uint8(filled.float()).cpu())
+    return checked(name, torch.stack(drawn, dim=1), images, hole)
+
+
+def read_fills(folder, mask, name, images, hole, first):
+    """From FOLDER/MASK/NAME/00000_0.png, 00000_1.png, …: the image's number, the sample's."""
+    drawn = []
+    for i, image in enumerate(images):
+        files = sorted((Path(folder) / mask / name).glob(f"{first + i:05}_*.png"))
+        fills = [torch.from_numpy(np.array(data.open_image(file))) for file in files]
+        if not fills or any(fill.shape != image.shape for fill in fills):
+            raise BadInput(f"{folder}/{mask}/{name}: {first + i:05}_0.png, _1.png, … must be there, "
+                           f"{len(image)}×{len(image)} pixels, and so for every image")
+        drawn.append(torch.stack(fills))
+    if len({len(fills) for fills in drawn}) > 1:
+        raise BadInput(f"{folder}/{mask}/{name}: not as many samples of every image")
+    return checked(name, torch.stack(drawn), images, hole)
+
+
+def checked(name, fills, images, hole):
+    """The fills; refused if they are not exactly the image outside the hole (which those in another
+    range than [-1, 1] are not, either)."""
+    inside = hole.cpu().permute(0, 2, 3, 1)[:, None] > 0
+    if not torch.equal(torch.where(inside, images[:, None], fills),
+                       images[:, None].expand_as(fills)):
+        raise BadInput(f"method {name}: a fill must keep the known pixels exactly, in [-1, 1]")
+    return fills
+
+
+def save_fills(folder, mask, name, images, hole, fills, first):
+    """PNGs for --from: FOLDER/MASK/NAME/00000_0.png; and _input/ and _hole/ for others to fill."""
+    folder = Path(folder) / mask
+    hole = hole.permute(0, 2, 3, 1)
+    pictures = {f"_input/{first + i:05}.png": image
+                for i, image in enumerate(torch.where(hole > 0, 128, images))}
+    pictures |= {f"_hole/{first + i:05}.png": 255 * h[:, :, 0] for i, h in enumerate(hole)}
+    pictures |= {f"{name}/{first + i:05}_{k}.png": fill
+                 for i, drawn in enumerate(fills) for k, fill in enumerate(drawn)}
+    for path, picture in pictures.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        inpaint.write_png(Image.fromarray(picture.byte().numpy()), folder / path)
+
+
+# ---- the work, a part a batch ------------------------------------------------------------------
+
+def score_parts(args, images, holes, lpips, features, rank, number):
+    """Fill and score this process's share of the batches, each into its file of --out/parts."""
+    methods = {name: find_method(name, args) for name in args.methods if name not in args.read}
+    work = [(mask, name, first) for mask in holes for name in args.methods
+            for first in range(0, len(images), args.batch)][rank::number]
+    left = [task for task in work if not part(args, *task).exists()]
+    for mask, name, first in tqdm(left, "scoring", len(work), initial=len(work) - len(left),
+                                  unit=" batches", disable=rank > 0):
+        batch, hole = (x[first:first + args.batch] for x in (images, holes[mask]))
+        if name in args.read:
+            seconds, calls = math.nan, math.nan
+            fills = read_fills(args.read_from, mask, name, batch, hole, first)
+        else:
+            method = methods[name]
+            if not hasattr(method, "inpaint"):
+                method.inpaint = method.fit(training_images(args))
+            begun = time.perf_counter()
+            fills = draw_fills(name, method, batch, hole.to(args.device), first,
+                               args.samples if method.DRAWS else 1, args.seed)
+            seconds = (time.perf_counter() - begun) / len(batch) / fills.shape[1]
+            calls = method.CALLS
+        begun = time.perf_counter()
+        scored = scores.score(batch, fills, hole, lpips)
+        scoring = (time.perf_counter() - begun) / len(batch)
+        if args.save:
+            save_fills(Path(args.out) / "fills", mask, Path(name).stem, batch, hole, fills, first)
+        with whole(part(args, mask, name, first)) as half, open(half, "wb") as file:
+            np.savez(file, **scored, samples=fills.shape[1], calls=calls, seconds=seconds,
+                     scoring=scoring, preview=fills[:max(0, 8 - first), 0],
+                     features=features(fills[:, 0]) if features else np.empty((len(batch), 0)))
+
+
+def part(args, mask, name, first):
+    return Path(args.out) / "parts" / f"{mask}.{name.replace(os.sep, '!')}.{first:06}.npz"
+
+
+def collect(args, n):
+    """{(mask, method): {score: [n], …}} from all the parts."""
+    found = {}
+    for mask in args.masks:
+        for name in args.methods:
+            parts = [dict(np.load(part(args, mask, name, first)))
+                     for first in range(0, n, args.batch)]
+            found[mask, name] = {key: np.concatenate([np.atleast_1d(p[key]) for p in parts])
+                                 for key in parts[0]}
+    return found
+
+
+def open_parts(args, images):
+    """Make --out/parts, or with --resume check that it is of a run with the same settings."""
+    folder = Path(args.out) / "parts"
+    files = [args.weights, *(method_file(name) for name in args.methods
+                             if name not in (*args.read, "keep"))]
+    settings = {key: value for key, value in vars(args).items()
+                if key not in ("resume", "out", "cache", "by_area", "device", "data", "train")}
+    settings["hashes"] = [digest(images.numpy().tobytes()), *(digest(Path(file).read_bytes())
+                                                    for file in files)]
+    settings, path = json.loads(json.dumps(settings, default=str)), folder / "settings.json"
+    if not args.resume:
+        if folder.exists():
+            raise BadInput(f"{folder} is of a run that was cut off: go on with --resume, or name "
+                           "another --out")
+        folder.mkdir(parents=True)
+        with whole(path) as half:
+            half.write_text(json.dumps(settings, indent=1))
+        return
+    try:
+        before = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        raise BadInput(f"{folder}: nothing to resume; start without --resume") from None
+    changed = [key for key in settings if settings[key] != before.get(key)]
+    if changed:
+        raise BadInput(f"--resume with other settings than {folder} was begun with: "
+                       f"{', '.join(changed)}")
+
+
+def digest(content):
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def training_images(args):
     return data.load(args.train or args.data, "train", args.size, args.crop, None, args.cache)
 
 
-# ---- scores ----------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------
 
-def fills_of(name, method, images, hole, first, samples, seed):
-    """uint8 [B, samples, H, W, 3]: sample k of image i has a generator of its own, of (seed, i, k).
-
-    Raises BadInput, naming the method, if a fill is misshapen, not finite, or not exactly the image
-    outside the hole (which a fill in another range than [-1, 1] is not, either).
-    """
-    known = torch.where(hole > 0, 0.0, data.to_float(images).to(hole.device))   # nothing to peek at
-    drawn = []
-    for k in range(samples):
-        seeds = [(seed * 1_000_003 + first + i) * 1_000 + k for i in range(len(images))]
-        filled = method(known, hole, [torch.Generator().manual_seed(s) for s in seeds])
-        if filled.shape != known.shape or not torch.isfinite(filled).all():
-            raise BadInput(f"method {name}: a fill must be finite and of the image's shape, "
-                           f"{tuple(known.shape)}; this one is of shape {tuple(filled.shape)}")
-        fill = data.to_uint8(filled.float()).cpu()
-        if not torch.equal(fill[~inside(hole)], images[~inside(hole)]):
-            raise BadInput(f"method {name}: a fill must keep the known pixels exactly, in [-1, 1]")
-        drawn.append(fill)
-    return torch.stack(drawn, dim=1)
-
-
-def inside(hole):
-    """hole [B, 1, H, W] as an index into uint8 images [B, H, W, 3]."""
-    return hole[:, 0].cpu() > 0
+def summarize(args, images, found, features):
+    """A dict a mask and method: means with intervals, paired differences to the first method, and
+    distances to real images; the last row is real images again, the floor of the distances."""
+    results, first, real = [], args.methods[0], None
+    if features:
+        held_out, train = (torch.cat([features(block) for block in tqdm(
+            pictures.split(args.batch), f"features of {name} images", unit=" batches")])
+            for name, pictures in (("held-out", images), ("training", training_images(args))))
+        real = train if args.reference == "train" else held_out
+    for (mask, name), values in found.items():
+        result = {"mask": mask, "method": name, "n": len(images), **means(values)}
+        result |= {f"{key}_minus_first": scores.interval(values[key] - found[mask, first][key])
+                   for key in scores.SCORES}
+        if features:
+            result |= distances(real, torch.from_numpy(values["features"]))
+        results.append(result)
+    if features:
+        other = held_out if args.reference == "train" else train[:len(held_out)]
+        results.append({"mask": "–", "method": "real", "n": len(other), **distances(real, other)})
+    return results
 
 
-def score(images, fills, hole):
-    """Every score of every image: {name: float64 [B]}.
-
-    images uint8 [B, H, W, 3]; fills uint8 [B, K, H, W, 3]; hole [B, 1, H, W].
-    Known pixels are exact, so the hole's squared error is the whole image's divided by the hole's
-    share of the image: PSNR in the hole = PSNR + 10 log10(share).
-    """
-    truth = images.permute(0, 3, 1, 2).double()
-    x = fills.permute(1, 0, 4, 2, 3).double()                                # [K, B, 3, H, W]
-    share = hole.mean(dim=(1, 2, 3)).double()
-
-    def psnr(image):
-        return peak_signal_noise_ratio(image, truth, 255.0, reduction="none", dim=(1, 2, 3))
-
-    def in_hole(values):                                       # mean over the hole and channels
-        return (values * hole).sum(dim=(-3, -2, -1)) / hole.sum(dim=(-3, -2, -1)) / 3
-
-    level, K, centre = 10 * share.log10(), len(x), x.mean(dim=0)
-    error = (x - truth).abs().mean(dim=0)
-    # E|X - X'| over pairs of different samples, from the sorted ones: Σ (2k - K + 1) x_(k)
-    ranks = 2 * torch.arange(K, dtype=torch.float64) - K + 1
-    pairs = torch.einsum("k,kbchw->bchw", ranks, x.sort(dim=0).values) * 2 / max(K * (K - 1), 1)
-    variance = x.var(dim=0) if K > 1 else torch.zeros_like(truth)
-    return {"psnr_hole": psnr(x[0]) + level, "psnr_hole_mean": psnr(centre) + level,
-            "psnr_hole_best": torch.stack([psnr(one) for one in x]).max(dim=0).values + level,
-            "psnr": psnr(x[0]),
-            "ssim": structural_similarity_index_measure(
-                x[0], truth, data_range=255.0, sigma=1.5, reduction="none"),
-            "l1": in_hole((x[0] - truth).abs()), "crps": in_hole(error - pairs / 2),
-            "diversity": in_hole(variance).sqrt(), "variance": in_hole(variance),
-            "error": in_hole((centre - truth).square()), "area": share}
+def means(values):
+    """Of some images' scores: every mean with its interval, spread/skill, calls and seconds."""
+    samples = int(values["samples"][0])
+    return {"samples": samples, "calls": values["calls"][0],
+            "seconds": np.median(values["seconds"]), "scoring": np.median(values["scoring"]),
+            "spread_skill": scores.spread_skill(values["variance"], values["error"], samples),
+            **{key: scores.interval(values[key]) for key in scores.SCORES}}
 
 
-def interval(values, seed=0, resamples=2_000):
-    """(mean, low, high): the mean over images, and its 95 % bootstrap percentile interval."""
-    values = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return values.mean(), low, high
+def distances(real, fake):
+    kd, kd_std = scores.kernel(real, fake)
+    return {"fd": scores.frechet(real, fake), "kd": kd, "kd_std": kd_std, "n_real": len(real)}
 
 
-def spread_skill(rows, samples):
-    """√((K+1)/K · mean variance) / root mean squared error of the mean of K: 1 if the spread of the
-    samples tells their error truthfully (Fortin et al. 2014, eq. 15)."""
-    variance, error = (np.mean([row[name] for row in rows]) for name in ("variance", "error"))
-    return ((samples + 1) / samples * variance / error) ** 0.5 if samples > 1 else float("nan")
+def by_area(args, found):
+    """Likewise by the hole's area in tenths, whatever its family."""
+    results = []
+    for name in args.methods:
+        several = [found[mask, name] for mask in args.masks]
+        values = {key: np.concatenate([v[key] for v in several]) for key in several[0]}
+        tenth = (np.ceil(values["area"] * 10) - 1).clip(0).astype(int)
+        for i in np.unique(tenth):
+            chosen = {key: value[tenth == i] if len(value) == len(tenth) else value
+                      for key, value in values.items()}
+            results.append({"mask": f"{10 * i}–{10 * (i + 1)} %", "method": name,
+                            "n": int((tenth == i).sum()), **means(chosen)})
+    return sorted(results, key=lambda result: int(result["mask"].split("–")[0]))
+
+
+def table(results, features="", suffix=""):
+    """Markdown: a line a mask and method, every mean with half its interval."""
+    fd, kd = (f"FD({features})", f"KD({features})") if features else ("FID", "KID")
+    heads = ["mask", "method", "n", *(head for head, _ in COLUMNS.values())]
+    if not suffix:
+        heads += ["spread/skill", fd, f"{kd} × 1000", "calls", "s/sample"]
+
+    def cell(value, digits):
+        mean, low, high = value if isinstance(value, tuple) else (value, math.nan, math.nan)
+        half = "" if math.isnan(high - low) else f" ± {(high - low) / 2:.{digits}f}"
+        return "–" if math.isnan(mean) else f"{mean:.{digits}f}{half}"
+
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for r in results:
+        cells = [cell(r.get(key + suffix, math.nan), digits)
+                 for key, (_, digits) in COLUMNS.items()]
+        if not suffix:
+            cells += [cell(r.get(key, math.nan) * factor, digits) for key, factor, digits in
+                      (("spread_skill", 1, 2), ("fd", 1, 2), ("kd", 1000, 2), ("calls", 1, 0),
+                       ("seconds", 1, 3))]
+        lines.append("| " + " | ".join([r["mask"], r["method"], str(r["n"]), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def report(args, images, found, results, versions):
+    """All tables as one text that says what was scored."""
+    features = Path(args.features).stem if args.features else ""
+    scoring = np.median(np.concatenate([values["scoring"] for values in found.values()]))
+    real = next((r for r in results if "n_real" in r), None)
+    lines = [f"{len(images)} images of the {args.split} split, {args.size}×{args.size} (crop "
+             f"{args.crop}), the same holes for all, seed {args.seed}; K = {args.samples} samples of "
+             f"{args.steps} network calls (η = {args.eta}) of a method that draws. Scores of the "
+             "composite, known pixels exact, in 8 bits; means over images ± half a 95 % bootstrap "
+             "interval; L1, CRPS and spread in the hole, of 255."]
+    if real:
+        lines[0] += (f" {'FD' if features else 'FID'} against {real['n_real']} real images "
+                     f"({args.reference}); the row real is their distance to other real images.")
+    lines += ["", table(results, features)]
+    if len(args.methods) > 1:
+        lines += ["", f"Paired differences to {args.methods[0]}, image by image:", "",
+                  table([r for r in results if r["method"] not in (args.methods[0], "real")],
+                        suffix="_minus_first")]
+    if args.by_area:
+        lines += ["", "By the hole's area:", "", table(by_area(args, found), features)]
+    hardware = ", ".join(f"{key} {value}" for key, value in versions.items())
+    return "\n".join([*lines, "", f"Scored in {1e3 * scoring:.1f} ms an image, {1 / scoring:.0f} "
+                                  f"images a second in a process, beside the filling. {hardware}"])
+
+
+def write(args, images, holes, found, results, text, versions):
+    out = Path(args.out)
+    with whole(out / "scores.csv") as half, open(half, "w", newline="") as file:
+        writer = csv.writer(file)
+        keys = [*scores.SCORES, "variance", "error", "area"]
+        writer.writerow(["image", "mask", "method", *keys])
+        for (mask, name), values in found.items():
+            writer.writerows([i, mask, name, *row]
+                             for i, row in enumerate(zip(*(values[key] for key in keys))))
+    with whole(out / "results.json") as half:
+        content = {"settings": {key: value for key, value in vars(args).items()},
+                   "versions": versions, "results": results,
+                   "by_area": by_area(args, found) if args.by_area else []}
+        half.write_text(json.dumps(finite(content), indent=1, allow_nan=False, default=str))
+    with whole(out / "holes.npz") as half, open(half, "wb") as file:
+        np.savez_compressed(file, **{mask: hole.byte().numpy() for mask, hole in holes.items()})
+    inpaint.write_png(preview(images, holes, found), out / "preview.png")
+    with whole(out / "table.md") as half:
+        half.write_text(text + "\n")
+    shutil.rmtree(out / "parts")
+
+
+def finite(content):
+    """The same for JSON, which knows no NaN: what could not be measured is null."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    if isinstance(content, (float, np.floating)):
+        return float(content) if math.isfinite(content) else None
+    return int(content) if isinstance(content, np.integer) else content
+
+
+def preview(images, holes, found):
+    """The first 8 images: of every mask what was given, and a row a method."""
+    rows = []
+    for mask, hole in holes.items():
+        given = torch.where(hole[:8].permute(0, 2, 3, 1) > 0, 128, images[:8]).byte().numpy()
+        rows.append((mask, given))
+        rows += [(f"  {name}", values["preview"]) for (other, name), values in found.items()
+                 if other == mask]
+    rows.append(("original", images[:8].numpy()))
+    side, margin = images.shape[1], 90
+    sheet = Image.new("RGB", (margin + side * len(images[:8]), side * len(rows)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for i, (label, row) in enumerate(rows):
+        sheet.paste(Image.fromarray(np.concatenate(row, axis=1)), (margin, i * side))
+        pen.text((4, (i + 0.5) * side), label[-14:], fill="black", font=font, anchor="lm")
+    return sheet
 
 
 # ---- the command -----------------------------------------------------------------------------
 
-def evaluate(args):
-    images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
-    methods = {name: METHODS[name](args) for name in args.methods}
-    holes = {mask: masks.MASKS[mask](len(images), args.size,
-                                     torch.Generator().manual_seed(args.seed))
-             for mask in args.masks}
-    rows, seconds, preview = [], {}, {}
-    total = len(images) * len(holes) * len(methods)
-    with tqdm(total=total, desc="scoring", unit=" images") as bar:
-        for mask, hole in holes.items():
-            for name, method in methods.items():
-                samples = args.samples if name in SAMPLERS else 1
-                begun = time.time()
-                for i in range(0, len(images), args.batch):
-                    part, h = images[i:i + args.batch], hole[i:i + args.batch].to(args.device)
-                    fills = fills_of(name, method, part, h, i, samples, args.seed)
-                    scores = score(part, fills, h.cpu())
-                    rows += [{"image": i + j, "mask": mask, "method": name,
-                              **{key: value[j].item() for key, value in scores.items()}}
-                             for j in range(len(part))]
-                    preview.setdefault((mask, name), fills[:8, 0])
-                    bar.update(len(part))
-                seconds[mask, name] = (time.time() - begun) / len(images) / samples
-    return images, holes, rows, seconds, preview
-
-
-def summarize(args, rows, seconds, n):
-    """Means with intervals, a dict a mask and method; and the difference to the first method."""
-    results, first = [], args.methods[0]
-    for mask in args.masks:
-        chosen = {name: [row for row in rows if (row["mask"], row["method"]) == (mask, name)]
-                  for name in args.methods}
-        for name, part in chosen.items():
-            samples = args.samples if name in SAMPLERS else 1
-            result = {"mask": mask, "method": name, "n": n, "samples": samples,
-                      "calls": args.steps if name in SAMPLERS else 0,
-                      "seconds": seconds[mask, name], "spread_skill": spread_skill(part, samples)}
-            for key in SCORES:
-                result[key] = interval([row[key] for row in part])
-                result[f"{key}_minus_{first}"] = interval(
-                    [row[key] - other[key] for row, other in zip(part, chosen[first])])
-            results.append(result)
-    return results
-
-
-def table(results):
-    """Markdown: a line a mask and method, every mean with half its interval."""
-    names = [*SCORES, "spread/skill", "calls", "s/sample"]
-    lines = ["| mask | method | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    for r in results:
-        cells = [f"{r[key][0]:.{d}f} ± {(r[key][2] - r[key][1]) / 2:.{d}f}"
-                 for key, d in zip(SCORES, (2, 2, 2, 2, 3, 1, 1, 1))]
-        cells += [f"{r['spread_skill']:.2f}" if r["samples"] > 1 else "–", str(r["calls"]),
-                  f"{r['seconds']:.3f}"]
-        lines.append(f"| {r['mask']} | {r['method']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def write(args, images, holes, rows, results, preview):
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with whole(out / "scores.csv") as half, open(half, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    settings = {key: str(value) if isinstance(value, Path) else value
-                for key, value in vars(args).items()}
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    with whole(out / "results.json") as half:
-        content = {"settings": settings, "versions": versions,
-                   "threads": torch.get_num_threads(), "results": results}
-        half.write_text(json.dumps(content, indent=1))
-    with whole(out / "table.md") as half:
-        half.write_text(table(results) + "\n")
-    with whole(out / "holes.npz") as half, open(half, "wb") as file:
-        np.savez_compressed(file, **{mask: hole.byte().numpy() for mask, hole in holes.items()})
-    grids = []
-    for (mask, _), fills in preview.items():
-        n = len(fills)
-        known = torch.where(holes[mask][:n].permute(0, 2, 3, 1) > 0, 128, images[:n]).byte()
-        grids += [torch.cat([*row], dim=1) for row in (known, fills)]
-    inpaint.write_png(Image.fromarray(torch.cat(grids).numpy()), out / "preview.png")
-
-
-def main():
+def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
+    add, listed = parser.add_argument, lambda text: list(dict.fromkeys(text.split(",")))
     add("--data", nargs="+", default=["synthetic"], metavar="PATH", help="images, as for train.py")
-    add("--train", nargs="+", metavar="PATH", help="training images of mean and ridge; default: "
-        "the training split of --data")
+    add("--train", nargs="+", metavar="PATH", help="training images, for methods that learn from "
+        "them and for FID; default: the training split of --data")
     add("--split", choices=(*data.SPLITS, "all"), default="test")
-    add("--masks", default=",".join(masks.FAMILIES), help="families, separated by commas")
-    add("--methods", default=",".join(METHODS), help="separated by commas; differences are to the "
-        "first")
-    add("--samples", type=int, default=4, help="fills of every image by a method that draws")
+    add("--masks", type=listed, default=list(masks.FAMILIES), help="families, after commas")
+    add("--methods", type=listed, help="after commas, differences are to the first: files.py, or "
+        + ", ".join(METHODS) + "; default: these, or those of --from")
+    add("--from", dest="read_from", metavar="FOLDER", help="score the fills in its FOLDER/MASK/"
+        "METHOD/00000_0.png, … too; their inputs and holes are what --save writes")
+    add("--save", action="store_true", help="write inputs, holes and fills under --out/fills")
+    add("--samples", type=int, default=4, help="fills of an image by a method that draws")
     add("--steps", type=int, default=20, help="network calls a fill")
     add("--eta", type=float, default=0.0, help="0: DDIM … 1: ancestral")
+    add("--bf16", action="store_true", help="bfloat16 matrix products in the network")
+    add("--perceptual", action=argparse.BooleanOptionalAction, default=True,
+        help="FID, KID and LPIPS, whose networks cost more than all the rest on a CPU")
+    add("--features", metavar="FILE.pt", help="TorchScript network for Fréchet and kernel distances "
+        "in place of Inception's: uint8 [B, 3, H, W] -> [B, d]")
+    add("--reference", choices=("train", "held-out"), default="train", help="the real images that "
+        "distances are to")
+    add("--by-area", action="store_true", help="also a table by the hole's area in tenths")
     add("--limit", type=int, help="the first so many images only")
-    add("--batch", type=int, default=64, help="images at a time")
+    add("--batch", type=int, default=32, help="images at a time")
     add("--seed", type=int, default=0, help="of holes and noise")
     add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
     add("--weights", default=inpaint.WEIGHTS, help="a weights.pt or checkpoint.pt of train.py's")
     add("--cache", default="cache", help="folder for decoded images")
     add("--out", default="results/latest", help="folder for the results")
+    add("--resume", action="store_true", help="go on with the run that was cut off in --out")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    if min(args.samples, args.batch, args.limit or 1) < 1 or args.seed < 0 or not 0 <= args.eta <= 1:
+        raise BadInput("--samples, --batch and --limit are at least 1, --seed at least 0, --eta from "
+                       "0 to 1")
+    unknown = set(args.masks) - set(masks.MASKS)
+    if unknown:
+        raise BadInput(f"--masks {min(unknown)}: not one of {', '.join(masks.MASKS)}")
+    args.read = []
+    if args.read_from:
+        folder = Path(args.read_from) / args.masks[0]
+        args.read = sorted(path.name for path in folder.glob("[!_.]*") if path.is_dir())
+        if not args.read:
+            raise BadInput(f"--from {args.read_from}: no {args.masks[0]}/METHOD/ in it")
+    chosen = args.methods or (METHODS if not args.read_from else ())
+    args.methods = list(dict.fromkeys([*chosen, *args.read]))
+    return args
+
+
+def main():
+    args = parse()
+    rank, number = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    wait = start_together(args, number) if number > 1 else lambda: None
+
+    def network(make, *arguments):
+        try:
+            return make(*arguments) if args.perceptual else None
+        except scores.Missing as error:
+            if rank == 0:
+                print(error, file=sys.stderr)
+
     args.size = inpaint.load_weights(args.weights)[2]
-    args.masks, args.methods = args.masks.split(","), args.methods.split(",")
-    for given, known in ((args.masks, masks.MASKS), (args.methods, METHODS)):
-        unknown = set(given) - set(known)
-        if unknown:
-            raise BadInput(f"{min(unknown)}: not one of {', '.join(known)}")
-    images, holes, rows, seconds, preview = evaluate(args)
-    results = summarize(args, rows, seconds, len(images))
-    write(args, images, holes, rows, results, preview)
-    print(table(results))
+    if rank > 0:
+        wait()                                          # the first process decodes for all
+    images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
+    holes = {mask: masks.MASKS[mask](len(images), args.size,
+                                     torch.Generator().manual_seed(args.seed))
+             for mask in args.masks}
+    if rank == 0:
+        open_parts(args, images)
+        wait()
+    lpips = network(scores.lpips_network, args.device)
+    features = network(scores.extractor, args.features, args.device)
+    score_parts(args, images, holes, lpips, features, rank, number)
+    wait()
+    if rank == 0:
+        found = collect(args, len(images))
+        versions = {"Python": platform.python_version(), "torch": torch.__version__,
+                    "device": torch.cuda.get_device_name() if "cuda" in args.device else
+                    f"{platform.machine()}", "processes": number,
+                    "threads each": torch.get_num_threads()}
+        results = summarize(args, images, found, features)
+        text = report(args, images, found, results, versions)
+        write(args, images, holes, found, results, text, versions)
+        print(text)
+
+
+def start_together(args, number):
+    """Meet the other processes that torchrun has started; returns the function that waits for all.
+
+    They share nothing but --out and --cache, so gloo serves GPUs as well: it carries no tensor."""
+    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+    if args.device == "cuda":
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    return torch.distributed.barrier
 
 
 if __name__ == "__main__":

@@ -27,11 +27,14 @@ def run(main):
 @contextlib.contextmanager
 def whole(path):
     """A temporary name to write under: `path` appears when the block has ended well, and is left
-    as it was, or absent, when it has not."""
+    as it was, or absent, when it has not. A full disk and the like are told as BadInput."""
     path = Path(path)
     half = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield half
         os.replace(half, path)
+    except OSError as error:
+        raise BadInput(f"{path} could not be written ({error.strerror or error}); what was there "
+                       "before is kept") from None
     finally:
         half.unlink(missing_ok=True)

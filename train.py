@@ -149,8 +149,8 @@ def save(args, state, generator, step, losses):
             with whole(Path(args.out) / name) as file:
                 torch.save({**told, **content}, file)
         except RuntimeError as error:                            # how torch reports a full disk
-            raise BadInput(f"{args.out}/{name} could not be written, the one before it is kept: "
-                           f"{str(error).splitlines()[0]}") from None
+            raise BadInput(f"{args.out}/{name} could not be written (is the disk full? "
+                           f"{str(error).splitlines()[0]}); the one before it is kept") from None
 
 
 def load_checkpoint(out):

@@ -1,6 +1,8 @@
 """Training: it learns, it goes on bit for bit after an interruption, and it loses nothing."""
+import contextlib
 import json
 import os
+import resource
 import signal
 
 import pytest
@@ -128,19 +130,27 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
         start(tmp_path)
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+@contextlib.contextmanager
+def disk_with_room_for(size):
+    """No file can grow beyond so many bytes: to a program, a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("file, size", [("weights.pt", 20_000), ("checkpoint.pt", 150_000)])
+def test_a_full_disk_keeps_the_files_before(tmp_path, file, size):
     start(tmp_path)
-    before = (tmp_path / "checkpoint.pt").read_bytes()
-
-    def full(content, file):
-        file.write_bytes(b"half a checkp")
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(BadInput, match="could not be written"):
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    assert size < len(before[file])
+    with disk_with_room_for(size), pytest.raises(BadInput, match=f"{file} could not be written"):
         start(tmp_path, "--resume", "--steps", "9")
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert (tmp_path / file).read_bytes() == before[file]
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+    start(tmp_path, "--resume", "--steps", "9")
 
 
 @pytest.mark.parametrize("argv, message", [

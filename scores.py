@@ -1,0 +1,165 @@
+"""What a fill is worth: scores of single images, their intervals, distances between sets of images.
+
+A score looks at the composite, known pixels exact, in 8 bits, as a viewer would get it. Images are
+uint8 [B, H, W, 3]; fills, K of every image, uint8 [B, K, H, W, 3]; hole [B, 1, H, W].
+"""
+import numpy as np
+import torch
+from torchmetrics.functional.image import (peak_signal_noise_ratio,
+                                           structural_similarity_index_measure)
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+from safety import BadInput
+
+SCORES = {"psnr_hole": "PSNR in the hole, one sample, dB",
+          "psnr_hole_mean": "PSNR in the hole of the mean of the samples, dB",
+          "psnr_hole_best": "PSNR in the hole of the best sample, dB",
+          "psnr": "PSNR of the whole image, one sample, dB",
+          "ssim": "SSIM of the whole image, one sample (Gaussian window 11, σ 1.5, range 255)",
+          "l1": "mean |error| in the hole, one sample, of 255",
+          "lpips": "LPIPS (AlexNet) of the whole image, one sample",
+          "crps": "continuous ranked probability score in the hole, of 255: blurring cannot win it",
+          "diversity": "standard deviation over samples in the hole, of 255"}
+
+
+def score(images, fills, hole, lpips=None):
+    """Every score of every image: {name: float64 [B]}; lpips is NaN without its network.
+
+    Also what spread_skill needs: `variance` over samples (unbiased; NaN of a single one) and
+    `error`, the squared error of their mean, both averaged over the hole; and the hole's `area`, a
+    share of the image.
+    Known pixels are exact, so the hole's squared error is the whole image's divided by the hole's
+    area: PSNR in the hole = PSNR + 10 log10(area).
+    """
+    truth = images.permute(0, 3, 1, 2).double()
+    x = fills.permute(1, 0, 4, 2, 3).double()                                # [K, B, 3, H, W]
+    area, K, centre = hole.mean(dim=(1, 2, 3)).double(), len(x), x.mean(dim=0)
+    level = 10 * area.log10()
+
+    def psnr(image):
+        return peak_signal_noise_ratio(image, truth, 255.0, reduction="none", dim=(1, 2, 3))
+
+    def in_hole(values):                                       # mean over the hole and channels
+        return (values * hole).sum(dim=(-3, -2, -1)) / hole.sum(dim=(-3, -2, -1)) / 3
+
+    # CRPS = E|X - y| - E|X - X'| / 2; the pairs of different samples summed from the sorted ones:
+    # Σ_{j<k} |x_j - x_k| = Σ_k (2k - K + 1) x_(k)
+    ranks = 2 * torch.arange(K, dtype=torch.float64) - K + 1
+    pairs = torch.einsum("k,kbchw->bchw", ranks, x.sort(dim=0).values) * 2 / max(K * (K - 1), 1)
+    variance = x.var(dim=0) if K > 1 else torch.full_like(truth, torch.nan)
+    return {"psnr_hole": psnr(x[0]) + level, "psnr_hole_mean": psnr(centre) + level,
+            "psnr_hole_best": torch.stack([psnr(one) for one in x]).max(dim=0).values + level,
+            "psnr": psnr(x[0]),
+            # in float32, twenty times as fast as in float64 and equal to six digits
+            "ssim": structural_similarity_index_measure(
+                x[0].float(), truth.float(), data_range=255.0, sigma=1.5, reduction="none").double(),
+            "l1": in_hole((x[0] - truth).abs()),
+            "lpips": lpips(fills[:, 0], images) if lpips else torch.full_like(area, torch.nan),
+            "crps": in_hole((x - truth).abs().mean(dim=0) - pairs / 2),
+            "diversity": in_hole(variance).sqrt(), "variance": in_hole(variance),
+            "error": in_hole((centre - truth).square()), "area": area}
+
+
+def interval(values, seed=0, resamples=2_000):
+    """(mean, low, high): the mean over images, and its 95 % bootstrap percentile interval."""
+    values = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(values).all():                       # perfect fills, or a score not to be had
+        return values.mean(), np.nan, np.nan
+    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    return values.mean(), low, high
+
+
+def spread_skill(variance, error, samples):
+    """√((K+1)/K · mean variance / mean squared error of the mean of K samples): 1 if the spread of
+    the samples tells their error truthfully (Fortin et al. 2014, eq. 15)."""
+    if not np.mean(error):
+        return np.nan
+    return ((samples + 1) / samples * np.mean(variance) / np.mean(error)) ** 0.5
+
+
+# ---- distances between sets of images, in the features of a network ---------------------------
+
+class Missing(Exception):
+    """A network's weights that cannot be had, and how to get them."""
+
+
+def frechet(real, fake):
+    """Fréchet distance |μ-μ'|² + tr(Σ + Σ' - 2(ΣΣ')^½) between features [n, d] and [n', d], in
+    float64 (Heusel et al. 2017). Biased upwards at small n: compare at equal n only."""
+    distance = FrechetInceptionDistance(feature=_given(real))
+    distance.update(real.double(), real=True)
+    distance.update(fake.double(), real=False)
+    return distance.compute().item()
+
+
+def kernel(real, fake, subset=1_000):
+    """Kernel distance (Bińkowski et al. 2018): (mean, standard deviation) over 100 pairs of random
+    subsets, of `subset` features or as many as there are. Unbiased, so below 0 at times."""
+    distance = KernelInceptionDistance(feature=_given(real), subsets=100,
+                                       subset_size=min(subset, len(real), len(fake)))
+    distance.update(real.double(), real=True)
+    distance.update(fake.double(), real=False)
+    with torch.random.fork_rng(devices=[]):                         # it draws from the global one
+        torch.manual_seed(0)
+        return tuple(value.item() for value in distance.compute())
+
+
+def _given(features):
+    """Stands where torchmetrics wants a network: the features are at hand."""
+    identity = torch.nn.Identity()
+    identity.num_features = features.shape[1]
+    return identity
+
+
+def extractor(path=None, device="cpu"):
+    """The function from uint8 [B, H, W, 3] to features float32 [B, d]. Raises Missing.
+
+    path  a TorchScript file that takes uint8 [B, 3, H, W]; None: Inception 2015 as ported from
+          TensorFlow, the network that FID is defined by (torchmetrics and torch-fidelity; a
+          download of 90 MB the first time)
+    """
+    if path:
+        try:
+            network = torch.jit.load(path, map_location=device).eval()
+        except (RuntimeError, ValueError) as error:
+            reason = "no such file" if "exist" in str(error) else "not a TorchScript network"
+            raise BadInput(f"--features {path}: {reason}; make one with torch.jit.script") from None
+    else:
+        try:
+            network = FrechetInceptionDistance(feature=2048).inception.to(device)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise Missing("FID and KID are left out: they need `pip install torch-fidelity` and, once, "
+                          "a download of 90 MB; or give --features FILE.pt "
+                          f"({type(error).__name__})") from None
+
+    @torch.no_grad()
+    def extract(images):
+        try:
+            features = network(images.permute(0, 3, 1, 2).contiguous().to(device))
+        except RuntimeError as error:
+            raise BadInput(f"--features {path} does not take uint8 images [B, 3, H, W]: "
+                           f"{str(error).strip().splitlines()[-1]}") from None
+        if features.ndim != 2 or len(features) != len(images):
+            raise BadInput(f"--features {path} must return [B, d]; for {len(images)} images it "
+                           f"returned {tuple(features.shape)}")
+        return features.float().cpu()
+    return extract
+
+
+def lpips_network(device="cpu"):
+    """LPIPS of pairs of uint8 [B, H, W, 3], as float64 [B]. Raises Missing."""
+    try:
+        network = LearnedPerceptualImagePatchSimilarity("alex").net.to(device)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise Missing("LPIPS is left out: it needs `pip install torchvision` and, once, a download of "
+                      f"230 MB ({type(error).__name__})") from None
+
+    @torch.no_grad()
+    def distance(x, y):
+        x, y = (image.permute(0, 3, 1, 2).to(device) / 127.5 - 1 for image in (x, y))
+        return network(x, y).reshape(len(x)).double().cpu()
+    return distance
+
