@@ -29,15 +29,15 @@ def fit(images):
     precision = torch.cholesky_inverse(torch.linalg.cholesky(sigma))
 
     def solve(x, inside):
-        """The hole's pixels, [n, hole], of all images x [n, D] with the same hole."""
-        away = x - mu
-        if inside.float().mean() < 0.5:
-            root = torch.linalg.cholesky(precision[inside][:, inside])
-            return mu[inside] - torch.cholesky_solve(
-                precision[inside][:, ~inside] @ away[:, ~inside].T, root).T
-        root = torch.linalg.cholesky(sigma[~inside][:, ~inside])
-        return mu[inside] + (sigma[inside][:, ~inside] @ torch.cholesky_solve(
-            away[:, ~inside].T, root)).T
+        """The pixels of the hole `inside` [D], of all the images x [n, D] that have it."""
+        away = torch.where(inside, 0, x - mu)                            # 0 inside: nothing is known
+        hole, known = (place.nonzero()[:, 0] for place in (inside, ~inside))
+        if len(hole) < len(known):
+            root = torch.linalg.cholesky(precision[hole[:, None], hole])
+            return mu[hole] - torch.cholesky_solve((away @ precision)[:, hole].T, root).T
+        root = torch.linalg.cholesky(sigma[known[:, None], known])
+        away[:, known] = torch.cholesky_solve(away[:, known].T, root).T
+        return mu[hole] + (away @ sigma)[:, hole]
 
     def inpaint(image, hole, generator=None):
         x = image.cpu().flatten(1).clone()
