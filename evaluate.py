@@ -9,8 +9,9 @@
 A method is a file with `inpaint(image, hole, generator) -> image`; image [B, 3, H, W] in [-1, 1], 0
 inside the hole [B, 1, H, W]; generator: a list, one an image (`ddpm.randn_like` draws from it). Or
 it has `fit(images) -> inpaint`, given the training images, uint8 [N, H, W, 3]. `DRAWS = False` says
-that it has one fill only for an image. Those in baselines/ are known by name. A method that touches
-a known pixel is refused: every score is of the composite, in 8 bits, as a viewer would get it.
+that it has one fill only for an image; `CALLS` is the number of network calls a fill. Those in
+baselines/ are known by name. A method that touches a known pixel is refused: every score is of the
+composite, in 8 bits, as a viewer would get it.
 
 Writes, under --out: `table.md`, `scores.csv` (a row an image, mask and method), `results.json`
 (settings, versions, means, intervals), `holes.npz`, `preview.png`; and until all is done `parts/`,
@@ -21,6 +22,7 @@ import csv
 import datetime
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -29,10 +31,11 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
+import torchmetrics
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -68,10 +71,12 @@ def find_method(name, args):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     method = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(method)
-    if not hasattr(method, "inpaint") and not hasattr(method, "fit"):
+    own = {key: value for key, value in vars(method).items()
+           if not isinstance(value, ModuleType)}                     # such as our inpaint, imported
+    if "inpaint" not in own and "fit" not in own:
         raise BadInput(f"--methods {name}: it has neither inpaint(image, hole, generator) nor "
                        "fit(images)")
-    return SimpleNamespace(**{"DRAWS": True, "CALLS": 0, **vars(method)})
+    return SimpleNamespace(**{"DRAWS": True, "CALLS": 0, **own})
 
 
 def method_file(name):
@@ -96,8 +101,8 @@ def read_fills(folder, mask, name, images, hole, first):
     """From FOLDER/MASK/NAME/00000_0.png, 00000_1.png, …: the image's number, the sample's."""
     drawn = []
     for i, image in enumerate(images):
-        files = sorted((Path(folder) / mask / name).glob(f"{first + i:05}_*.png"))
-        fills = [torch.from_numpy(np.array(data.open_image(file))) for file in files]
+        files = numbered(Path(folder) / mask / name, first + i)
+        fills = [torch.from_numpy(np.array(data.open_image(str(file)))) for file in files]
         if not fills or any(fill.shape != image.shape for fill in fills):
             raise BadInput(f"{folder}/{mask}/{name}: {first + i:05}_0.png, _1.png, … must be there, "
                            f"{len(image)}×{len(image)} pixels, and so for every image")
@@ -105,6 +110,12 @@ def read_fills(folder, mask, name, images, hole, first):
     if len({len(fills) for fills in drawn}) > 1:
         raise BadInput(f"{folder}/{mask}/{name}: not as many samples of every image")
     return checked(name, torch.stack(drawn), images, hole)
+
+
+def numbered(folder, i):
+    """Image i's 00000_0.png, 00000_1.png, … in the folder, as far as they go."""
+    files = (folder / f"{i:05}_{k}.png" for k in itertools.count())
+    return list(itertools.takewhile(Path.exists, files))
 
 
 def checked(name, fills, images, hole):
@@ -129,13 +140,15 @@ def save_fills(folder, mask, name, images, hole, fills, first):
     for path, picture in pictures.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         inpaint.write_png(Image.fromarray(picture.byte().numpy()), folder / path)
+    for i, drawn in enumerate(fills):
+        for stale in numbered(folder / name, first + i)[len(drawn):]:   # of a run with more
+            stale.unlink()
 
 
 # ---- the work, a part a batch ------------------------------------------------------------------
 
-def score_parts(args, images, holes, lpips, features, rank, number):
+def score_parts(args, images, holes, methods, lpips, features, rank, number):
     """Fill and score this process's share of the batches, each into its file of --out/parts."""
-    methods = {name: find_method(name, args) for name in args.methods if name not in args.read}
     work = [(mask, name, first) for mask in holes for name in args.methods
             for first in range(0, len(images), args.batch)][rank::number]
     left = [task for task in work if not part(args, *task).exists()]
@@ -181,21 +194,22 @@ def collect(args, n):
     return found
 
 
-def open_parts(args, images):
+def open_parts(args, images, lpips, features):
     """Make --out/parts, or with --resume check that it is of a run with the same settings."""
     folder = Path(args.out) / "parts"
     files = [args.weights, *(method_file(name) for name in args.methods
-                             if name not in (*args.read, "keep"))]
+                             if name not in (*args.read, "keep")), *filter(None, [args.features])]
     settings = {key: value for key, value in vars(args).items()
-                if key not in ("resume", "out", "cache", "by_area", "device", "data", "train")}
-    settings["hashes"] = [digest(images.numpy().tobytes()), *(digest(Path(file).read_bytes())
-                                                    for file in files)]
+                if key not in ("resume", "out", "cache", "by_area", "device", "data")}
+    settings |= {"networks found": [lpips is not None, features is not None],
+                 "images": digest(images.numpy().tobytes()),
+                 **{f"content of {file}": digest(Path(file).read_bytes()) for file in files}}
     settings, path = json.loads(json.dumps(settings, default=str)), folder / "settings.json"
     if not args.resume:
-        if folder.exists():
-            raise BadInput(f"{folder} is of a run that was cut off: go on with --resume, or name "
-                           "another --out")
-        folder.mkdir(parents=True)
+        if any(folder.glob("*.npz")):
+            raise BadInput(f"{folder} is of a run that was cut off: go on with --resume, remove "
+                           "it, or name another --out")
+        folder.mkdir(parents=True, exist_ok=True)
         with whole(path) as half:
             half.write_text(json.dumps(settings, indent=1))
         return
@@ -406,9 +420,10 @@ def parse():
     add("--resume", action="store_true", help="go on with the run that was cut off in --out")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    if min(args.samples, args.batch, args.limit or 1) < 1 or args.seed < 0 or not 0 <= args.eta <= 1:
-        raise BadInput("--samples, --batch and --limit are at least 1, --seed at least 0, --eta from "
-                       "0 to 1")
+    if (min(args.samples, args.batch, 1 if args.limit is None else args.limit) < 1
+            or not 0 <= args.seed <= 10 ** 9 or not 0 <= args.eta <= 1):
+        raise BadInput("--samples, --batch and --limit are at least 1, --seed is from 0 to 10^9, "
+                       "--eta from 0 to 1")
     unknown = set(args.masks) - set(masks.MASKS)
     if unknown:
         raise BadInput(f"--masks {min(unknown)}: not one of {', '.join(masks.MASKS)}")
@@ -418,8 +433,12 @@ def parse():
         args.read = sorted(path.name for path in folder.glob("[!_.]*") if path.is_dir())
         if not args.read:
             raise BadInput(f"--from {args.read_from}: no {args.masks[0]}/METHOD/ in it")
-    chosen = args.methods or (METHODS if not args.read_from else ())
-    args.methods = list(dict.fromkeys([*chosen, *args.read]))
+    args.methods = [*(args.methods or (METHODS if not args.read_from else ())), *args.read]
+    names = [Path(name).stem for name in args.methods]
+    twice = {name for name in names if names.count(name) > 1 or name == "real"}
+    if twice:
+        raise BadInput(f"two methods are called {min(twice)} (real is what real images are called): "
+                       "rename a file or a folder")
     return args
 
 
@@ -430,7 +449,7 @@ def main():
 
     def network(make, *arguments):
         try:
-            return make(*arguments) if args.perceptual else None
+            return make(*arguments)
         except scores.Missing as error:
             if rank == 0:
                 print(error, file=sys.stderr)
@@ -442,19 +461,21 @@ def main():
     holes = {mask: masks.MASKS[mask](len(images), args.size,
                                      torch.Generator().manual_seed(args.seed))
              for mask in args.masks}
+    methods = {name: find_method(name, args) for name in args.methods if name not in args.read}
+    lpips = network(scores.lpips_network, args.device) if args.perceptual else None
+    features = (network(scores.extractor, args.features, args.device)
+                if args.perceptual or args.features else None)
     if rank == 0:
-        open_parts(args, images)
+        open_parts(args, images, lpips, features)
         wait()
-    lpips = network(scores.lpips_network, args.device)
-    features = network(scores.extractor, args.features, args.device)
-    score_parts(args, images, holes, lpips, features, rank, number)
+    score_parts(args, images, holes, methods, lpips, features, rank, number)
     wait()
     if rank == 0:
         found = collect(args, len(images))
         versions = {"Python": platform.python_version(), "torch": torch.__version__,
-                    "device": torch.cuda.get_device_name() if "cuda" in args.device else
-                    f"{platform.machine()}", "processes": number,
-                    "threads each": torch.get_num_threads()}
+                    "torchmetrics": torchmetrics.__version__,
+                    "device": torch.cuda.get_device_name() if "cuda" in args.device else "CPU",
+                    "processes": number, "threads each": torch.get_num_threads()}
         results = summarize(args, images, found, features)
         text = report(args, images, found, results, versions)
         write(args, images, holes, found, results, text, versions)

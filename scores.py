@@ -3,6 +3,8 @@
 A score looks at the composite, known pixels exact, in 8 bits, as a viewer would get it. Images are
 uint8 [B, H, W, 3]; fills, K of every image, uint8 [B, K, H, W, 3]; hole [B, 1, H, W].
 """
+from pathlib import Path
+
 import numpy as np
 import torch
 from torchmetrics.functional.image import (peak_signal_noise_ratio,
@@ -88,7 +90,10 @@ class Missing(Exception):
 
 def frechet(real, fake):
     """Fréchet distance |μ-μ'|² + tr(Σ + Σ' - 2(ΣΣ')^½) between features [n, d] and [n', d], in
-    float64 (Heusel et al. 2017). Biased upwards at small n: compare at equal n only."""
+    float64 (Heusel et al. 2017). Biased upwards at small n: compare at equal n only. NaN of a
+    single image, which has no Σ."""
+    if min(len(real), len(fake)) < 2:
+        return float("nan")
     distance = FrechetInceptionDistance(feature=_given(real))
     distance.update(real.double(), real=True)
     distance.update(fake.double(), real=False)
@@ -124,8 +129,8 @@ def extractor(path=None, device="cpu"):
     if path:
         try:
             network = torch.jit.load(path, map_location=device).eval()
-        except (RuntimeError, ValueError) as error:
-            reason = "no such file" if "exist" in str(error) else "not a TorchScript network"
+        except (RuntimeError, ValueError):
+            reason = "not a TorchScript network" if Path(path).exists() else "no such file"
             raise BadInput(f"--features {path}: {reason}; make one with torch.jit.script") from None
     else:
         try:
@@ -139,12 +144,13 @@ def extractor(path=None, device="cpu"):
     def extract(images):
         try:
             features = network(images.permute(0, 3, 1, 2).contiguous().to(device))
-        except RuntimeError as error:
+        except (RuntimeError, torch.jit.Error) as error:
             raise BadInput(f"--features {path} does not take uint8 images [B, 3, H, W]: "
                            f"{str(error).strip().splitlines()[-1]}") from None
-        if features.ndim != 2 or len(features) != len(images):
+        shape = tuple(getattr(features, "shape", ()))
+        if len(shape) != 2 or shape[0] != len(images):
             raise BadInput(f"--features {path} must return [B, d]; for {len(images)} images it "
-                           f"returned {tuple(features.shape)}")
+                           f"returned {shape or type(features).__name__}")
         return features.float().cpu()
     return extract
 

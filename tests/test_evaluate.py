@@ -1,165 +1,508 @@
-"""Scores against slow computations and closed forms; broken methods are refused by name."""
+"""The evaluation as a user runs it: the files it leaves, runs cut off and resumed and shared out,
+methods and fills of strangers, every mistake named."""
 import argparse
+import csv
+import json
 import math
+import os
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from PIL import Image
 
 import data
 import evaluate
+import inpaint
 import masks
-from safety import BadInput
+import safety
+import scores
+import train
+from unet import UNet
+
+SIZE, N = 16, 6
+SMALL = (f"--data synthetic --limit {N} --batch 2 --steps 2 --samples 3 --no-perceptual "
+         "--device cpu --methods keep,masked --masks center,irregular --out out").split()
+STRANGERS = {
+    "noise.py": """
+import os
+import torch
+from ddpm import randn_like
+
+def inpaint(image, hole, generator):
+    with open(f"calls{os.environ.get('RANK')}", "a") as calls:
+        calls.write(".")
+    return torch.where(hole > 0, randn_like(image, generator).clamp(-1, 1), image)
+""", "learned.py": """
+import torch
+import data
+import inpaint
+DRAWS = False
+
+def fit(images):
+    assert images.dtype == torch.uint8 and images.shape[1:] == (16, 16, 3)
+    face = data.to_float(images[:]).mean(dim=0)
+    return lambda image, hole, generator: torch.where(hole > 0, face, image)
+""", "flat.py": """
+DRAWS = False
+
+def inpaint(image, hole, generator):
+    return image + hole / 2
+""", "neither.py": "import inpaint"}
 
 
-def example(B=3, K=4, size=24):
-    images = data.synthetic(B, size)
-    hole = masks.random(B, size, torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randint(-40, 41, (B, K, size, size, 3), generator=generator)
-    inside = hole.permute(0, 2, 3, 1)[:, None]
-    fills = (images[:, None] + (noise * inside).long()).clamp(0, 255).byte()
-    return images, fills, hole
+def save_weights(out, seed):
+    """Weights of a small network with random layers, so that its fills depend on everything."""
+    torch.manual_seed(seed)
+    net = UNet(SIZE, 2, [8], 1)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    args = argparse.Namespace(out=str(out), size=SIZE, patch=2, widths=[8], blocks=1,
+                              schedule="cosine", T=20, prediction="v")
+    train.save(args, {"ema": net}, torch.Generator(), 1, [])
+    return out / "weights.pt"
 
 
-def test_scores_against_slow_computations():
-    images, fills, hole = example()
-    scores = evaluate.score(images, fills, hole)
-    for b in range(len(images)):
-        truth, x = images[b].double().numpy(), fills[b].double().numpy()
-        inside = hole[b, 0].numpy() > 0
-        errors = (x - truth)[:, inside]
-
-        def psnr(squares):
-            return 10 * math.log10(255 ** 2 / squares.mean())
-
-        pairs = np.mean([np.abs(x[i] - x[j])[inside].mean()
-                         for i in range(4) for j in range(4) if i != j])
-        slow = {"psnr_hole": psnr(errors[0] ** 2), "psnr": psnr((x[0] - truth) ** 2),
-                "psnr_hole_mean": psnr(errors.mean(axis=0) ** 2),
-                "psnr_hole_best": max(psnr(e ** 2) for e in errors),
-                "l1": np.abs(errors[0]).mean(), "crps": np.abs(errors).mean() - pairs / 2,
-                "diversity": x.var(axis=0, ddof=1)[inside].mean() ** 0.5}
-        for name, value in slow.items():
-            assert scores[name][b].item() == pytest.approx(value, rel=1e-5), name
-        assert scores["ssim"][b].item() == pytest.approx(ssim(x[0], truth), rel=1e-4)
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_weights(tmp_path_factory.mktemp("weights"), seed=0)
 
 
-def ssim(x, y):
-    """Wang et al. 2004, eq. 13, averaged over every pixel, the image mirrored at its edges."""
-    def blur(image):
-        return gaussian_filter(image, (1.5, 1.5, 0), truncate=3.5, mode="mirror")
+@pytest.fixture
+def command(weights, tmp_path, monkeypatch, capsys):
+    """Run evaluate.py with SMALL and more arguments, where STRANGERS lie; returns (exit status,
+    what it printed on both streams)."""
+    monkeypatch.chdir(tmp_path)
+    for name, source in STRANGERS.items():
+        Path(name).write_text(source)
 
-    (mx, my), c1, c2 = (blur(x), blur(y)), (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    vx, vy, covariance = blur(x * x) - mx ** 2, blur(y * y) - my ** 2, blur(x * y) - mx * my
-    return ((2 * mx * my + c1) * (2 * covariance + c2)
-            / ((mx ** 2 + my ** 2 + c1) * (vx + vy + c2))).mean()
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *SMALL, "--weights", str(weights),
+                                          *map(str, argv)])
+        try:
+            safety.run(evaluate.main)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
 
-
-def test_a_perfect_fill_scores_perfectly():
-    images, _, hole = example()
-    scores = evaluate.score(images, images[:, None].expand(-1, 2, -1, -1, -1), hole)
-    for name, best in {"psnr_hole": math.inf, "psnr": math.inf, "ssim": 1, "l1": 0, "crps": 0,
-                       "diversity": 0}.items():
-        assert all(scores[name] == best), name
-
-
-def test_crps_of_a_gaussian_matches_its_closed_form():
-    """σ (z (2Φ(z) - 1) + 2φ(z) - 1/√π), z = (y-μ)/σ (Gneiting and Raftery 2007, eq. 5)."""
-    sigma, offset, K = 20.0, 15.0, 400
-    images = torch.full((1, 32, 32, 3), 128, dtype=torch.uint8)
-    draws = torch.randn(1, K, 32, 32, 3, generator=torch.Generator().manual_seed(0))
-    fills = (128 + offset + sigma * draws).round().byte()
-    scores = evaluate.score(images, fills, masks.full(1, 32))
-    z = -offset / sigma
-    Phi, phi = 0.5 * (1 + math.erf(z / 2 ** 0.5)), math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    exact = sigma * (z * (2 * Phi - 1) + 2 * phi - 1 / math.sqrt(math.pi))
-    assert scores["crps"].item() == pytest.approx(exact, rel=0.01)
-    assert scores["diversity"].item() == pytest.approx(sigma, rel=0.01)
+    return call
 
 
-def test_crps_is_unbiased_at_two_samples_and_blurring_does_not_win():
-    generator = torch.Generator().manual_seed(0)
-    truth = (128 + 20 * torch.randn(1, 64, 64, 3, generator=generator)).round().byte()
-    draws = (128 + 20 * torch.randn(1, 2, 64, 64, 3, generator=generator)).round().byte()
-    hole = masks.full(1, 64)
-    honest = evaluate.score(truth, draws, hole)["crps"].item()
-    blurred = evaluate.score(truth, torch.full_like(draws, 128), hole)["crps"].item()
-    assert honest == pytest.approx(20 / math.sqrt(math.pi), rel=0.03)
-    assert blurred > 1.2 * honest
-    honest, blurred = (evaluate.score(truth, x, hole)["psnr_hole"].item()
-                       for x in (draws, torch.full_like(draws, 128)))
-    assert blurred > honest + 2, "PSNR, by contrast, rewards the blur"
+def refused(answer, *said):
+    """Whether the command ended with status 2 and a line, below the progress, that says so."""
+    status, printed, err = answer
+    *progress, last = err.splitlines()
+    return (status == 2 and not printed and last.startswith("evaluate.py: ")
+            and all(words in last for words in said)
+            and {line[:7] for line in progress} <= {"", "scoring"})
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
-def test_spread_skill_is_the_ratio_of_told_to_true_spread(factor):
-    generator = torch.Generator().manual_seed(0)
-    truth = (128 + 15 * torch.randn(1, 64, 64, 3, generator=generator)).round().byte()
-    fills = (128 + factor * 15 * torch.randn(1, 5, 64, 64, 3, generator=generator)).round().byte()
-    scores = evaluate.score(truth, fills, masks.full(1, 64))
-    ratio = evaluate.spread_skill([{name: value.item() for name, value in scores.items()}], 5)
-    # E(mean of K - y)² = σ² (1 + f²/K); told: (K+1)/K f² σ²
-    assert ratio == pytest.approx((1.2 * factor ** 2 / (1 + factor ** 2 / 5)) ** 0.5, rel=0.03)
+def lines(out="out"):
+    """scores.csv, whatever the order of its lines."""
+    return sorted(Path(out, "scores.csv").read_text().splitlines())
 
 
-def test_the_bootstrap_interval_covers_the_truth_nineteen_times_in_twenty():
-    draws = np.random.default_rng(0).exponential(size=(300, 60))
-    covered = [low <= 1 <= high for _, low, high in
-               (evaluate.interval(row, seed, 500) for seed, row in enumerate(draws))]
-    assert 0.88 <= np.mean(covered) <= 0.98
+def rows(out="out"):
+    """scores.csv as {(image, mask, method): {score: value}}."""
+    with open(Path(out, "scores.csv"), newline="") as file:
+        return {(int(row.pop("image")), row.pop("mask"), row.pop("method")):
+                {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)}
 
 
-def test_ridge_is_the_best_linear_guess(tmp_path, monkeypatch):
-    """Against the regression of the hole on the known pixels, solved the direct way."""
-    images = data.synthetic(300, 8)
-    monkeypatch.setattr(evaluate, "training_images", lambda args: images)
-    hole = masks.random(2, 8, torch.Generator().manual_seed(0))
-    test = data.to_float(data.synthetic(2, 8, seed=9))
-    method = evaluate.ridge(argparse.Namespace(device="cpu"), penalty=0.02)
-    filled = method(torch.where(hole > 0, 0.0, test), hole, None)
-    x = data.to_float(images).flatten(1).double()
-    mu, n = x.mean(dim=0), len(x)
-    for i in range(2):
-        inside = (hole[i] > 0).expand(3, 8, 8).flatten()
-        known, wanted = (x - mu)[:, ~inside], (x - mu)[:, inside]
-        left = known.T @ known / n + 0.02 * torch.eye(int((~inside).sum()), dtype=torch.float64)
-        weights = torch.linalg.solve(left, known.T @ wanted / n)
-        guess = mu[inside] + (test[i].flatten()[~inside].double() - mu[~inside]) @ weights
-        torch.testing.assert_close(filled[i].flatten()[inside].double(), guess, atol=1e-3, rtol=0)
+def results(out="out"):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(Path(out, "results.json").read_text(), parse_constant=refuse)
 
 
-@pytest.mark.parametrize("fault, method", [
-    ("known", lambda image, hole, generator: image + 0.1),
-    ("known", lambda image, hole, generator: image * 0.5 + 0.5),
-    ("finite", lambda image, hole, generator: torch.where(hole > 0, torch.nan, image)),
-    ("shape", lambda image, hole, generator: image[:, :1]),
+def contents(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_a_run_leaves_a_table_every_score_the_settings_the_holes_and_a_picture(command):
+    status, printed, _ = command("--seed", 3)
+    assert status == 0 and {path.name for path in Path("out").iterdir()} == {
+        "table.md", "scores.csv", "results.json", "holes.npz", "preview.png"}
+    assert Path("out/table.md").read_text() == printed
+    scored, told = rows(), results()
+    families, methods = ("center", "irregular"), ("keep", "masked")
+    assert list(scored) == [(i, *place) for place in product(families, methods) for i in range(N)]
+    columns = [*scores.SCORES, "variance", "error", "area"]
+    assert all(list(row) == columns for row in scored.values())
+
+    asked = json.loads(json.dumps(vars(evaluate.parse()), default=str))
+    assert asked["seed"] == 3 and asked.items() <= told["settings"].items()
+    assert told["versions"]["torch"] == torch.__version__ and told["versions"]["processes"] == 1
+    assert [(r["mask"], r["method"]) for r in told["results"]] == list(product(families, methods))
+    for r in told["results"]:
+        draws = r["method"] == "keep"
+        assert (r["n"], r["samples"], r["calls"]) == (N, 3 if draws else 1, 2 if draws else 0)
+        mean, low, high = r["crps"]
+        assert mean == pytest.approx(np.mean([scored[i, r["mask"], r["method"]]["crps"]
+                                              for i in range(N)]))
+        assert low < mean < high and r["lpips"] == [None] * 3
+        assert f"| {r['mask']} | {r['method']} | {N} | {r['psnr_hole'][0]:.2f} ± " in printed
+
+    holes = np.load("out/holes.npz")
+    assert list(holes) == list(families)
+    for mask in families:
+        hole = masks.MASKS[mask](N, SIZE, torch.Generator().manual_seed(3))
+        assert (holes[mask] == hole.numpy()).all()
+    picture = np.asarray(Image.open("out/preview.png"))[:, -N * SIZE:]
+    given, kept, masked, *_, original = picture.reshape(-1, SIZE, N * SIZE, 3)
+    images = data.load("synthetic", "test", SIZE, limit=N).numpy()
+    assert (original == np.concatenate(images, axis=1)).all()
+    assert (given == masked).all() and (given != kept).any() and len(picture) == 7 * SIZE
+
+
+# ---- cut off, resumed, shared out, shuffled --------------------------------------------------
+
+def cut_off(command, monkeypatch, *argv, after=5):
+    """Begin a run that is interrupted at its sixth batch of twelve."""
+    with monkeypatch.context() as patch:
+        score, calls = scores.score, []
+
+        def interrupted(*args):
+            if len(calls) == after:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return score(*args)
+
+        patch.setattr(scores, "score", interrupted)
+        assert command(*argv)[0] == 130
+    assert len(list(Path("out/parts").glob("*.npz"))) == after
+
+
+def test_an_interrupted_run_goes_on_where_it_was(command, monkeypatch):
+    command("--out", "whole")
+    cut_off(command, monkeypatch)
+    part = next(Path("out/parts").glob("center.keep.*"))     # a batch that a kill caught midway
+    part.rename(part.with_name(f".{part.name}.1.tmp")).write_bytes(part.name.encode())
+    before = contents("out")
+    assert refused(command(), "go on with --resume") and contents("out") == before
+    drawn, draw_fills = [], evaluate.draw_fills
+    monkeypatch.setattr(evaluate, "draw_fills", lambda *a: drawn.append(a) or draw_fills(*a))
+    assert command("--resume")[0] == 0 and len(drawn) == 12 - 5 + 1
+    assert Path("out/scores.csv").read_bytes() == Path("whole/scores.csv").read_bytes()
+    assert not Path("out/parts").exists()
+
+
+def test_a_part_is_written_whole_or_not_at_all(command, monkeypatch):
+    def torn(file, **arrays):
+        file.write(b"half a part")
+        raise KeyboardInterrupt
+
+    command("--out", "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", torn)
+        assert command()[0] == 130
+    assert [path.name for path in Path("out/parts").iterdir()] == ["settings.json"]
+    assert command("--resume")[0] == 0 and lines("out") == lines("whole")
+
+
+@pytest.mark.parametrize("change, named", [
+    (["--seed", "1"], "seed"), (["--steps", "3"], "steps"), (["--batch", "3"], "batch"),
+    (["--train", "elsewhere"], "train"), (["--limit", "5"], "limit"),
+    (["--weights", "other.pt"], "weights"), ("mine.pt", "content of mine.pt"),
+    ("noise.py", "content of noise.py"), ("colours.pt", "content of colours.pt"),
 ])
-def test_a_broken_method_is_refused_by_name(fault, method):
-    images, _, hole = example()
-    with pytest.raises(BadInput, match=f"method crooked.*{fault}"):
-        evaluate.fills_of("crooked", method, images, hole, 0, 1, 0)
+def test_a_run_does_not_go_on_with_other_settings(command, faces, monkeypatch, tmp_path, weights,
+                                                  change, named):
+    """Nor with another content of the files that it was begun with."""
+    shutil.copy(weights, "mine.pt")
+    save_weights(tmp_path, seed=1).rename("other.pt")
+    same = ["--weights", "mine.pt", "--methods", "keep,noise.py", *FEATURES]
+    cut_off(command, monkeypatch, *same)
+    if change == "mine.pt":
+        shutil.copy("other.pt", change)
+    elif change == "noise.py":
+        Path(change).write_text(STRANGERS["flat.py"])
+    elif change == "colours.pt":
+        torch.jit.script(torch.nn.Flatten()).save(change)
+    before = contents("out")
+    answer = command(*same, "--resume", *(change if isinstance(change, list) else []))
+    assert refused(answer, "--resume with other settings", f": {named}")
+    assert contents("out") == before
+
+
+def test_two_processes_share_the_work_and_score_what_one_does(command, weights):
+    command("--methods", "keep,noise.py", "--samples", 1, "--out", "one")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         evaluate.__file__, *SMALL, "--weights", weights, "--methods", "keep,noise.py",
+         "--samples", "1"], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert results()["versions"]["processes"] == 2 and not Path("out/parts").exists()
+    calls = [len(Path(f"calls{rank}").read_text()) for rank in (0, 1)]
+    assert min(calls) > 0 and sum(calls) == 6
+    one, two = rows("one"), rows("out")
+    assert list(one) == list(two)
+    np.testing.assert_allclose([list(row.values()) for row in two.values()],
+                               [list(row.values()) for row in one.values()], rtol=1e-9)
+
+
+def test_neither_the_order_of_methods_and_masks_nor_their_company_changes_a_number(command):
+    command("--methods", "keep,noise.py,masked", "--masks", "irregular,random")
+    command("--methods", "masked,noise.py,keep", "--masks", "random,irregular", "--out", "other")
+    command("--methods", "noise.py", "--masks", "random", "--out", "alone")
+    assert lines("out") == lines("other") and set(lines("alone")) < set(lines("out"))
+
+
+def test_the_size_of_a_batch_changes_no_number(command):
+    for batch in (1, 4, 6):
+        command("--methods", "keep,noise.py", "--eta", 1, "--batch", batch, "--out", batch)
+    for batch in ("4", "6"):
+        for place, row in rows("1").items():
+            assert rows(batch)[place] == pytest.approx(row, rel=1e-3, nan_ok=True)
+
+
+# ---- methods ---------------------------------------------------------------------------------
+
+def test_strangers_methods_stand_beside_our_own(command):
+    assert command("--methods", "mean,learned.py,noise.py,flat.py", "--masks", "random")[0] == 0
+    scored = rows()
+    samples = {r["method"]: r["samples"] for r in results()["results"]}
+    assert samples == {"mean": 1, "learned.py": 1, "noise.py": 3, "flat.py": 1}
+    for i in range(N):
+        ours, theirs = scored[i, "random", "mean"], scored[i, "random", "learned.py"]
+        assert theirs == pytest.approx(ours, rel=0.01, nan_ok=True)
+        assert math.isnan(theirs["diversity"]) and scored[i, "random", "noise.py"]["diversity"] > 50
+
+
+@pytest.mark.parametrize("fill, said", [
+    ("image + 0.1", "known"), ("image / 2 + 0.5", "known"), ("(image + 1) * 127.5", "known"),
+    ("image + hole * float('nan')", "finite"), ("image[:, :1]", "shape"), ("image[:1]", "shape"),
+])
+def test_a_broken_method_is_refused_by_name_and_mended(command, fill, said):
+    Path("broken.py").write_text(f"def inpaint(image, hole, generator):\n    return {fill}")
+    assert refused(command("--methods", "broken.py"), "method broken.py: a fill must", said)
+    Path("broken.py").write_text(STRANGERS["flat.py"])
+    assert command("--methods", "broken.py")[0] == 0, "nothing stands in the mended one's way"
+
+
+def example(B=3, size=24):
+    hole = masks.random(B, size, torch.Generator().manual_seed(0))
+    return data.synthetic(B, size), hole
+
+
+def test_keep_is_the_sampler_with_the_steps_and_eta_asked_for(weights):
+    ddpm, net, _ = inpaint.load_weights(weights)
+    images, hole = example(size=SIZE)
+    args = argparse.Namespace(weights=weights, device="cpu", steps=4, eta=1.0, bf16=False)
+    fills = evaluate.draw_fills("keep", evaluate.find_method("keep", args), images, hole, 0, 1, 0)
+    seeded = [torch.Generator().manual_seed(1_000 * i) for i in range(3)]      # seed 0, sample 0
+    x = ddpm.sample(net, data.to_float(images), hole, 4, 1.0, seeded)
+    assert torch.equal(fills[:, 0], data.to_uint8(x))
 
 
 def test_no_method_is_shown_what_lies_under_the_hole():
-    images, _, hole = example()
-
     def peek(image, hole, generator):
         assert (image[hole.expand_as(image) > 0] == 0).all()
         return image
 
-    evaluate.fills_of("peek", peek, images, hole, 0, 1, 0)
+    evaluate.draw_fills("peek", SimpleNamespace(inpaint=peek), *example(), 0, 1, 0)
 
 
 def test_noise_depends_on_seed_image_and_sample_alone():
-    images, _, hole = example()
+    images, hole = example()
 
     def noise(image, hole, generators):
         drawn = torch.stack([torch.rand(image[0].shape, generator=g) for g in generators])
         return torch.where(hole > 0, drawn, image)
 
-    both = evaluate.fills_of("noise", noise, images, hole, 0, 2, seed=5)
-    last = evaluate.fills_of("noise", noise, images[2:], hole[2:], 2, 2, seed=5)
-    assert torch.equal(both[2:], last) and not torch.equal(both[:, 0], both[:, 1])
-    assert not torch.equal(both, evaluate.fills_of("noise", noise, images, hole, 0, 2, seed=6))
+    def draw(first=0, samples=2, seed=5):
+        return evaluate.draw_fills("noise", SimpleNamespace(inpaint=noise), images[first:],
+                                   hole[first:], first, samples, seed)
+
+    assert torch.equal(draw()[2:], draw(first=2)) and torch.equal(draw(), draw(samples=3)[:, :2])
+    assert not torch.equal(draw(), draw(seed=6))
+    assert not torch.equal(draw()[:, 0], draw()[:, 1])
+    assert not torch.equal(draw()[0, 0, hole[0, 0] > 0][:9], draw()[1, 0, hole[1, 0] > 0][:9])
+
+
+# ---- fills from files ------------------------------------------------------------------------
+
+def read(path):
+    return torch.from_numpy(np.array(Image.open(path)))
+
+
+def test_saved_fills_are_what_was_scored_and_score_the_same_again(command):
+    command("--samples", 5, "--methods", "noise.py", "--save")           # more than are saved next
+    command("--methods", "keep,noise.py,flat.py", "--save")
+    images, fills = data.load("synthetic", "test", SIZE, limit=N), Path("out/fills")
+    for mask, hole in np.load("out/holes.npz").items():
+        inside, folder = torch.from_numpy(hole).permute(0, 2, 3, 1), fills / mask
+        assert {path.name for path in folder.iterdir()} == {
+            "_input", "_hole", "keep", "noise", "flat"}
+        for i in range(N):
+            assert (read(folder / f"_hole/{i:05}.png") == 255 * inside[i, :, :, 0]).all()
+            assert (read(folder / f"_input/{i:05}.png")
+                    == torch.where(inside[i] > 0, 128, images[i])).all()
+        saved = torch.stack([torch.stack([read(folder / f"keep/{i:05}_{k}.png") for k in range(3)])
+                             for i in range(N)])
+        scored = scores.score(images, saved, torch.from_numpy(hole).float())
+        for i in range(N):
+            assert rows()[i, mask, "keep"] == pytest.approx(
+                {key: value[i].item() for key, value in scored.items()}, nan_ok=True)
+
+    assert command("--from", "out/fills", "--out", "again", "--methods", "masked")[0] == 0
+    again = [line for line in lines("again") if ",masked," not in line]
+    assert again == [line.replace(".py", "") for line in lines("out")]
+
+
+@pytest.mark.parametrize("damage, said", [
+    (lambda folder: (folder / "00003_0.png").unlink(), "irregular/theirs: 00003_0.png"),
+    (lambda folder: Image.new("RGB", (8, 8)).save(folder / "00001_0.png"), "irregular/theirs"),
+    (lambda folder: Image.new("RGB", (SIZE, SIZE)).save(folder / "00001_0.png"), "method theirs"),
+    (lambda folder: shutil.copy(folder / "00001_0.png", folder / "00001_1.png"), "as many samples"),
+    (lambda folder: (folder / "00001_0.png").write_bytes(b"no image"), "theirs/00001_0.png: not a"),
+    (shutil.rmtree, "irregular/theirs"),
+])
+def test_a_strangers_damaged_fills_are_refused_by_name(command, damage, said):
+    command("--methods", "flat.py", "--save")
+    for mask in ("center", "irregular"):
+        Path("out/fills", mask, "flat").rename(Path("out/fills", mask, "theirs"))
+    assert command("--from", "out/fills", "--out", "good", "--methods", "masked")[0] == 0
+    damage(Path("out/fills/irregular/theirs"))
+    assert refused(command("--from", "out/fills", "--out", "bad", "--methods", "masked"), said)
+
+
+# ---- tables ----------------------------------------------------------------------------------
+
+def test_by_area_every_image_and_mask_counts_once_in_its_tenth(command):
+    _, printed, _ = command("--masks", "center,irregular,hybrid", "--by-area", "--limit", 20)
+    scored, told = rows(), results()["by_area"]
+    for name in ("keep", "masked"):
+        mine = {r["mask"]: r for r in told if r["method"] == name}
+        assert sum(r["n"] for r in mine.values()) == 3 * 20 and len(mine) > 3
+        for tenth, r in mine.items():
+            low, high = (float(end) / 100 for end in tenth.removesuffix(" %").split("–"))
+            chosen = [row for (_, _, method), row in scored.items()
+                      if method == name and low < row["area"] <= high]
+            assert high == pytest.approx(low + 0.1) and r["n"] == len(chosen)
+            assert r["psnr_hole"][0] == pytest.approx(np.mean([row["psnr_hole"] for row in chosen]))
+            assert f"| {tenth} | {name} | {len(chosen)} |" in printed
+
+
+def test_paired_differences_are_those_of_the_same_images(command):
+    command("--methods", "keep,masked,noise.py")
+    scored = rows()
+    for r in results()["results"]:
+        for key in ("psnr_hole", "ssim", "crps"):
+            pairs = [scored[i, r["mask"], r["method"]][key] - scored[i, r["mask"], "keep"][key]
+                     for i in range(N)]
+            mean, low, high = r[f"{key}_minus_first"]
+            assert mean == pytest.approx(np.mean(pairs), abs=1e-9)
+            assert min(pairs) <= low <= high <= max(pairs) + 1e-9
+            assert high - low < np.std(pairs) * 4 / N ** 0.5 + 1e-9
+
+
+# ---- networks that see -----------------------------------------------------------------------
+
+FEATURES = ["--train", "faces", "--features", "colours.pt"]
+
+
+@torch.jit.script
+def colours(x):
+    """Stands in for Inception: uint8 [B, 3, H, W] -> [B, 3]."""
+    return x.float().mean(dim=(2, 3))
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """What FEATURES name: training images in a folder, and a network."""
+    (tmp_path / "faces").mkdir()
+    for i, face in enumerate(data.synthetic(30, SIZE, seed=7).numpy()):
+        Image.fromarray(face).save(tmp_path / f"faces/{i}.png")
+    colours.save(str(tmp_path / "colours.pt"))
+
+
+def missing(*_):
+    raise scores.Missing("it is left out: not installed")
+
+
+@pytest.mark.parametrize("reference", ["train", "held-out"])
+def test_distances_in_the_features_of_a_network_of_ones_own(command, faces, reference):
+    _, printed, _ = command(*FEATURES, "--methods", "masked,flat.py,noise.py", "--save",
+                            "--reference", reference, "--masks", "center")
+    *told, other = results()["results"]
+    sets = {"train": data.load("faces", "train", SIZE),
+            "held-out": data.load("synthetic", "test", SIZE, limit=N)}
+    features = {name: colours(images.permute(0, 3, 1, 2)) for name, images in sets.items()}
+    real = features[reference]
+    for r in told:
+        fills = [read(f"out/fills/center/{Path(r['method']).stem}/{i:05}_0.png") for i in range(N)]
+        mine = colours(torch.stack(fills).permute(0, 3, 1, 2))
+        assert r["fd"] == pytest.approx(scores.frechet(real, mine), rel=1e-6)
+        assert (r["kd"], r["kd_std"]) == pytest.approx(scores.kernel(real, mine), rel=1e-6)
+        assert r["n_real"] == len(real)
+    rest = features["held-out"] if reference == "train" else features["train"][:N]
+    assert (other["method"], other["n"]) == ("real", N)
+    assert other["fd"] == pytest.approx(scores.frechet(real, rest), rel=1e-6)
+    assert "FD(colours) | KD(colours) × 1000" in printed and "FID" not in printed
+    assert f"| {told[0]['fd']:.2f} | {1000 * told[0]['kd']:.2f} |" in printed
+
+
+def test_the_same_fills_are_at_the_same_distance(command, faces):
+    shutil.copy(evaluate.BASELINES / "masked.py", "same.py")
+    command(*FEATURES, "--methods", "masked,same.py,flat.py", "--batch", 4)
+    for masked, same, flat in zip(*[iter(results()["results"])] * 3):
+        assert all(masked[key] == same[key] for key in ("fd", "kd", "kd_std"))
+        assert masked["fd"] != flat["fd"]
+
+
+def test_a_single_image_is_scored_without_distances(command, faces):
+    assert command(*FEATURES, "--limit", 1)[0] == 0 and results()["results"][0]["fd"] is None
+
+
+def test_missing_networks_leave_dashes_and_a_line(command, monkeypatch):
+    monkeypatch.setattr(scores, "lpips_network", missing)
+    monkeypatch.setattr(scores, "extractor", missing)
+    status, printed, err = command("--perceptual")
+    assert status == 0 and err.count("it is left out") == 2 and "Traceback" not in err
+    heads, _, *body = [line.split(" | ") for line in printed.splitlines() if line.startswith("|")]
+    for head in ("LPIPS", "FID", "KID × 1000"):
+        assert body[0][heads.index(head)] == "–"
+    assert "–" not in body[0][heads.index("PSNR hole"):heads.index("LPIPS")]
+    command("--out", "without")
+    assert lines("out") == lines("without")
+
+
+def test_a_network_found_halfway_is_not_mixed_with_none(command, faces, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(scores, "extractor", missing)
+        cut_off(command, monkeypatch, *FEATURES)
+    assert refused(command(*FEATURES, "--resume"), "--resume with other settings", "networks")
+
+
+# ---- mistakes --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("argv, said", [
+    (["--masks", "square"], "--masks square: not one of"), (["--samples", "0"], "--samples"),
+    (["--batch", "0"], "--batch"), (["--limit", "0"], "--limit"), (["--eta", "1.5"], "--eta"),
+    (["--steps", "0"], "--steps is 1 … 20"), (["--steps", "21"], "--steps is 1 … 20"),
+    (["--seed", "-1"], "--seed"), (["--seed", str(10 ** 20)], "--seed"),
+    (["--weights", "none.pt"], "none.pt: no such file"),
+    (["--weights", "noise.py"], "noise.py: not weights"), (["--data", "nowhere"], "nowhere"),
+    (["--methods", "nowhere.py"], "--methods nowhere.py: neither"),
+    (["--methods", "kepe"], "--methods kepe: neither a .py file nor one of keep, "),
+    (["--methods", "neither.py"], "neither.py: it has neither inpaint(image, hole, generator) nor"),
+    (["--from", "."], "--from .: no center/METHOD/ in it"),
+    (["--from", "nowhere"], "--from nowhere: no center/METHOD/ in it"),
+    (["--features", "none.pt"], "--features none.pt: no such file"),
+    (["--features", "noise.py"], "--features noise.py: not a TorchScript network"),
+    (["--resume"], "nothing to resume"),
+])
+def test_bad_arguments_are_one_line_and_status_2_and_leave_nothing(command, argv, said):
+    assert refused(command(*argv), said)
+    assert not Path("out").exists()

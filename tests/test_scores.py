@@ -1,5 +1,7 @@
-"""Scores against slow computations and closed forms."""
+"""Scores and distances against slow computations and closed forms; networks that do not fit."""
 import math
+from types import SimpleNamespace
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 import data
 import masks
 import scores
+from safety import BadInput
 
 
 def example(B=3, K=4, size=24):
@@ -107,3 +110,171 @@ def test_the_bootstrap_interval_covers_the_truth_nineteen_times_in_twenty():
     covered = [low <= 1 <= high for _, low, high in
                (scores.interval(row, seed, 500) for seed, row in enumerate(draws))]
     assert 0.88 <= np.mean(covered) <= 0.98
+
+
+def test_psnr_in_the_hole_is_the_whole_images_and_the_holes_share():
+    """The known pixels are exact, so all of the error is in the hole."""
+    images, fills, hole = example()
+    scored = scores.score(images, fills, hole)
+    share = torch.stack([(h > 0).double().mean() for h in hole])
+    torch.testing.assert_close(scored["area"], share, rtol=1e-6, atol=0)
+    torch.testing.assert_close(scored["psnr_hole"], scored["psnr"] + 10 * share.log10())
+
+
+def test_a_single_sample_has_no_spread_and_its_crps_is_its_error():
+    images, fills, hole = example()
+    scored = scores.score(images, fills[:, :1], hole)
+    assert scored["diversity"].isnan().all() and scored["variance"].isnan().all()
+    torch.testing.assert_close(scored["crps"], scored["l1"])
+    assert torch.equal(scored["psnr_hole"], scored["psnr_hole_best"])
+    assert torch.equal(scored["psnr_hole"], scored["psnr_hole_mean"])
+    assert math.isnan(scores.spread_skill(scored["variance"].numpy(), scored["error"].numpy(), 1))
+
+
+def test_an_interval_of_what_is_not_finite_is_none():
+    mean, low, high = scores.interval([1, math.inf])
+    assert mean == math.inf and math.isnan(low) and math.isnan(high)
+    assert all(map(math.isnan, scores.interval([1, math.nan])))
+    assert scores.interval([2, 2]) == (2, 2, 2)
+
+
+# ---- distances between sets of images --------------------------------------------------------
+
+def gaussian(n, d, seed):
+    """Features of a random mean and covariance, as an `extractor` gives them."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed, mean = torch.randn(d, d, generator=generator), torch.randn(d, generator=generator)
+    return torch.randn(n, d, generator=generator) @ mixed + mean
+
+
+@pytest.mark.parametrize("n, m, d", [(200, 90, 5), (7, 12, 20)])     # the second: singular Σ
+def test_the_frechet_distance_is_its_formula(n, m, d):
+    real, fake = gaussian(n, d, 0), gaussian(m, d, 1)
+    x, y = real.double().numpy(), fake.double().numpy()
+    values, vectors = np.linalg.eigh(np.cov(x.T))
+    root = vectors * values.clip(0) ** 0.5 @ vectors.T
+    cross = np.linalg.eigvalsh(root @ np.cov(y.T) @ root).clip(0)       # of Σ^½ Σ' Σ^½
+    exact = (((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum() + np.cov(x.T).trace()
+             + np.cov(y.T).trace() - 2 * (cross ** 0.5).sum())
+    assert scores.frechet(real, fake) == pytest.approx(exact, rel=1e-6)
+    assert scores.frechet(real, real) == pytest.approx(0, abs=1e-4)
+
+
+def test_the_kernel_distance_is_the_unbiased_mmd():
+    x, y = gaussian(9, 4, 0).double(), gaussian(9, 4, 1).double()
+
+    def k(a, b):
+        return (a @ b / 4 + 1) ** 3
+
+    different = [(i, j) for i in range(9) for j in range(9) if i != j]
+    slow = (np.mean([k(x[i], x[j]) + k(y[i], y[j]) for i, j in different])
+            - 2 * np.mean([k(a, b) for a in x for b in y]))
+    mean, deviation = scores.kernel(x.float(), y.float())
+    assert mean == pytest.approx(slow, rel=1e-9) and deviation == pytest.approx(0, abs=1e-9)
+
+
+def test_a_single_image_has_no_distance():
+    several = gaussian(5, 4, 0)
+    for pair in ((several[:1], several), (several, several[:1])):
+        assert math.isnan(scores.frechet(*pair)) and math.isnan(scores.kernel(*pair)[0])
+
+
+def test_the_kernel_distance_draws_the_same_subsets_always_and_from_nobodys_generator():
+    real, fake = gaussian(20, 4, 0), gaussian(20, 4, 1)
+    torch.manual_seed(1)
+    first, state = scores.kernel(real, fake, subset=8), torch.get_rng_state()
+    torch.manual_seed(2)
+    assert scores.kernel(real, fake, subset=8) == first and first[1] > 1
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Moments(torch.nn.Module):
+    """Stands in for Inception: every channel's mean and deviation, of uint8 [B, 3, H, W]."""
+
+    def forward(self, x):
+        assert x.dtype == torch.uint8
+        x = x.float().flatten(2)
+        return torch.cat([x.mean(dim=2), x.std(dim=2)], dim=1)
+
+
+class Refuses(torch.nn.Module):
+    def forward(self, x):
+        assert x.is_floating_point(), "give me floats"
+        return x.flatten(1)
+
+
+class Pair(torch.nn.Module):
+    def forward(self, x):
+        return x.flatten(1), x
+
+
+def test_features_are_those_of_the_users_network(tmp_path):
+    torch.jit.script(Moments()).save(tmp_path / "moments.pt")
+    images = data.synthetic(3, 16)
+    features = scores.extractor(tmp_path / "moments.pt")(images)
+    assert features.shape == (3, 6) and features.dtype == torch.float32
+    torch.testing.assert_close(features, Moments()(images.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(features[1, 0], images[1, :, :, 0].float().mean())
+
+
+@pytest.mark.parametrize("network, said", [
+    (torch.nn.Conv2d(3, 2, 3), "does not take uint8"), (Refuses(), "give me floats"),
+    (torch.nn.Identity(), r"must return \[B, d\].*\(2, 3, 16, 16\)"),
+    (torch.nn.Flatten(0), r"must return \[B, d\].*\(1536,\)"),
+    (Pair(), r"must return \[B, d\].*tuple"),
+])
+def test_a_network_that_does_not_fit_is_refused_in_one_line(tmp_path, network, said):
+    torch.jit.script(network).save(tmp_path / "odd.pt")
+    with pytest.raises(BadInput, match=f"odd.pt.*{said}") as refused:
+        scores.extractor(tmp_path / "odd.pt")(data.synthetic(2, 16))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda path: None, "no such file"), (lambda path: path.mkdir(), "not a TorchScript"),
+    (lambda path: path.write_bytes(b"no network"), "not a TorchScript"),
+    (lambda path: torch.save({"ema": {}}, path), "not a TorchScript"),
+])
+def test_a_file_that_holds_no_network_is_refused_in_one_line(tmp_path, make, said):
+    make(tmp_path / "exists.pt")
+    with pytest.raises(BadInput, match=f"exists.pt: {said}") as refused:
+        scores.extractor(tmp_path / "exists.pt")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("not installed"), URLError("no network")])
+@pytest.mark.parametrize("find, metric, package", [
+    (scores.extractor, "FrechetInceptionDistance", "torch-fidelity"),
+    (scores.lpips_network, "LearnedPerceptualImagePatchSimilarity", "torchvision"),
+])
+def test_what_a_perceptual_score_needs_is_said_in_one_line(monkeypatch, find, metric, package,
+                                                           error):
+    def absent(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(scores, metric, absent)
+    with pytest.raises(scores.Missing, match=f"left out.*pip install {package}") as missing:
+        find()
+    assert "\n" not in str(missing.value)
+
+
+def test_inception_is_the_one_that_torchmetrics_has(monkeypatch):
+    monkeypatch.setattr(scores, "FrechetInceptionDistance",
+                        lambda feature: SimpleNamespace(inception=Moments()))
+    images = data.synthetic(2, 16)
+    torch.testing.assert_close(scores.extractor()(images), Moments()(images.permute(0, 3, 1, 2)))
+
+
+def test_lpips_is_that_of_torchmetrics_of_the_first_sample_in_its_range(monkeypatch):
+    class Squares(torch.nn.Module):
+        def forward(self, x, y):
+            return (x - y).square().mean(dim=(1, 2, 3), keepdim=True)
+
+    monkeypatch.setattr(scores, "LearnedPerceptualImagePatchSimilarity",
+                        lambda net_type: SimpleNamespace(net=Squares()))
+    images, fills, hole = example()
+    scored = scores.score(images, fills, hole, scores.lpips_network())["lpips"]
+    slow = (data.to_float(fills[:, 0]) - data.to_float(images)).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(scored, slow.double())
+    assert scores.score(images, fills, hole)["lpips"].isnan().all()
