@@ -1,10 +1,11 @@
 """The baselines, each against what it promises."""
 import pytest
 import torch
+from PIL import Image
 
 import data
 import masks
-from baselines import biharmonic, masked, mean, patchmatch, ridge
+from baselines import biharmonic, masked, mean, patchmatch, ridge, scene_completion
 
 SIZE = 12
 
@@ -16,7 +17,8 @@ def example(B=3, size=SIZE, family="random"):
 
 
 @pytest.mark.parametrize("family", masks.MASKS)
-@pytest.mark.parametrize("method", [biharmonic, masked, mean, patchmatch, ridge])
+@pytest.mark.parametrize("method", [biharmonic, masked, mean, patchmatch, ridge,
+                                    scene_completion])
 def test_every_baseline_keeps_the_known_pixels_of_every_family(method, family):
     image, hole = example(family=family)
     inpaint = method.fit(data.synthetic(50, SIZE)) if hasattr(method, "fit") else method.inpaint
@@ -121,3 +123,69 @@ def test_patchmatch_depends_on_its_seed_and_not_on_its_batch():
     alone = patchmatch.inpaint(image[2:], hole[2:], generators(3)[2:])
     other = patchmatch.inpaint(image, hole, generators(3, seed=7))
     assert torch.equal(together[2:], alone) and not torch.equal(together, other)
+
+
+# ---- Scene Completion --------------------------------------------------------------------------
+
+@pytest.mark.parametrize("family", ["center", "irregular", "hybrid"])
+def test_a_picture_that_is_in_the_set_is_restored_exactly(family):
+    images, hole = data.synthetic(300, 64), masks.MASKS[family](4, 64, generators(1)[0])
+    truth = data.to_float(images[[3, 99, 200, 299]])
+    filled = scene_completion.fit(images)(torch.where(hole > 0, 0.0, truth), hole)
+    torch.testing.assert_close(filled, truth, atol=1e-5, rtol=0)
+
+
+def test_a_picture_that_was_moved_is_found_and_moved_back():
+    images, hole = data.synthetic(40, 64), masks.center(1, 64)
+    truth = data.to_float(images[7:8]).roll((2, -3), dims=(2, 3))
+    match = scene_completion.best_shift(truth, hole, data.to_float(images[5:10])[None])
+    torch.testing.assert_close(match[..., 8:-8, 8:-8], truth[..., 8:-8, 8:-8])
+
+
+def test_the_nearest_images_are_those_of_all_distances_computed_one_by_one():
+    images, (image, hole) = data.synthetic(50, 32), example(B=4, size=32)
+    index = torch.nn.functional.avg_pool2d(data.to_float(images), 4)
+    found = scene_completion.nearest(index.flatten(1), image, hole, 5)
+    for x, h, five in zip(image, hole, found):
+        cells = torch.nn.functional.avg_pool2d(x, 4)
+        known = torch.nn.functional.avg_pool2d(h, 4)[0] == 0
+        slow = torch.stack([(cells - c)[:, known].square().sum() for c in index])
+        assert five.tolist() == slow.argsort()[:5].tolist()
+
+
+@pytest.mark.parametrize("family", ["random", "hybrid"])
+def test_blending_equals_a_dense_solve(family):
+    """Pérez et al. 2003, eq. 7, pixel by pixel, in float64."""
+    image, hole = (v.double() for v in example(B=1, family=family))
+    source = 0.3 * torch.randn(image.shape, generator=generators(1)[0], dtype=torch.float64)
+    blended = scene_completion.blend(image, hole, source, tolerance=1e-12)
+    pixels = [(y, x) for y in range(SIZE) for x in range(SIZE) if hole[0, 0, y, x]]
+    A, b = torch.zeros(len(pixels), len(pixels)).double(), torch.zeros(len(pixels), 3).double()
+    for i, (y, x) in enumerate(pixels):
+        for q in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+            if 0 <= min(q) and max(q) < SIZE:
+                A[i, i] += 1
+                b[i] += source[0, :, y, x] - source[0, :, q[0], q[1]]
+                if q in pixels:
+                    A[i, pixels.index(q)] -= 1
+                else:
+                    b[i] += image[0, :, q[0], q[1]]
+    solved = torch.linalg.solve(A, b).clamp(-1, 1)
+    for (y, x), colour in zip(pixels, solved):
+        torch.testing.assert_close(blended[0, :, y, x], colour, atol=1e-8, rtol=0)
+
+
+def test_a_constant_offset_leaves_no_seam():
+    image, hole = 0.5 * data.to_float(data.synthetic(2, 32)), masks.center(2, 32)
+    blended = scene_completion.blend(torch.where(hole > 0, 0.0, image), hole, image + 0.3)
+    torch.testing.assert_close(blended, image, atol=1e-4, rtol=0)
+
+
+def test_no_image_is_in_its_own_index(tmp_path):
+    """The index is made of the training split; nothing that is evaluated is in it."""
+    for i in range(60):
+        picture = Image.fromarray(data.synthetic(1, 16, seed=i)[0].numpy())
+        picture.save(tmp_path / f"{162_741 + i:06}.png")
+    train, val = (data.load(tmp_path, split, 16, cache=tmp_path / "cache") for split in ("train", "val"))
+    assert len(train) == len(val) == 30
+    assert not (train[:, None] == val[None]).flatten(2).all(dim=2).any()
