@@ -6,11 +6,7 @@
     python evaluate.py --from FOLDER                             # anybody's PNGs, the same holes
     torchrun --nproc_per_node 4 evaluate.py                      # shared out over processes
 
-A method is a file with `inpaint(image, hole, generator) -> image`; image [B, 3, H, W] in [-1, 1], 0
-inside the hole [B, 1, H, W]; generator: a list, one an image (`ddpm.randn_like` draws from it). Or
-it has `fit(images) -> inpaint`, given the training images, uint8 [N, H, W, 3]. `DRAWS = False` says
-that it has one fill only for an image; `CALLS` is the number of network calls a fill. Those in
-baselines/ are known by name. A method that touches a known pixel is refused: every score is of the
+Methods are those of methods.py. One that touches a known pixel is refused: every score is of the
 composite, in 8 bits, as a viewer would get it.
 
 Writes, under --out: `table.md`, `scores.csv` (a row an image, mask and method), `results.json`
@@ -21,7 +17,6 @@ import argparse
 import csv
 import datetime
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
@@ -31,7 +26,6 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import torch
@@ -42,46 +36,16 @@ from tqdm import tqdm
 import data
 import inpaint
 import masks
+import methods
 import scores
 from safety import BadInput, run, whole
 
-BASELINES = Path(__file__).parent / "baselines"
-METHODS = ("keep", *sorted(file.stem for file in BASELINES.glob("[a-z]*.py")))
 COLUMNS = {"psnr_hole": ("PSNR hole", 2), "psnr_hole_mean": ("mean of K", 2),
            "psnr_hole_best": ("best of K", 2), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3),
            "l1": ("L1", 1), "lpips": ("LPIPS", 3), "crps": ("CRPS", 1), "diversity": ("spread", 1)}
 
 
 # ---- fills: uint8 [B, K, H, W, 3] of a batch, drawn by a method or read from files -------------
-
-def find_method(name, args):
-    """An object with `inpaint` or `fit`, DRAWS and CALLS: by its name, or from anybody's file."""
-    if name == "keep":
-        ddpm, eps_model, _ = inpaint.load_weights(args.weights, args.device)
-        if not 1 <= args.steps <= ddpm.T:
-            raise BadInput(f"--steps is 1 … {ddpm.T}, the length of these weights' chain")
-
-        def keep(image, hole, generator):
-            with torch.autocast(image.device.type, torch.bfloat16, enabled=args.bf16):
-                return ddpm.sample(eps_model, image, hole, args.steps, args.eta, generator)
-        return SimpleNamespace(inpaint=keep, DRAWS=True, CALLS=args.steps)
-    path = method_file(name)
-    if path.suffix != ".py" or not path.is_file():
-        raise BadInput(f"--methods {name}: neither a .py file nor one of {', '.join(METHODS)}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    method = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(method)
-    own = {key: value for key, value in vars(method).items()
-           if not isinstance(value, ModuleType)}                     # such as our inpaint, imported
-    if "inpaint" not in own and "fit" not in own:
-        raise BadInput(f"--methods {name}: it has neither inpaint(image, hole, generator) nor "
-                       "fit(images)")
-    return SimpleNamespace(**{"DRAWS": True, "CALLS": 0, **own})
-
-
-def method_file(name):
-    return BASELINES / f"{name}.py" if name in METHODS else Path(name)
-
 
 def draw_fills(name, method, images, hole, first, samples, seed):
     """Sample k of image i has a generator of its own, of (seed, i, k), whatever else is drawn."""
@@ -147,7 +111,7 @@ def save_fills(folder, mask, name, images, hole, fills, first):
 
 # ---- the work, a part a batch ------------------------------------------------------------------
 
-def score_parts(args, images, holes, methods, lpips, features, rank, number):
+def score_parts(args, images, holes, chosen, lpips, features, rank, number):
     """Fill and score this process's share of the batches, each into its file of --out/parts."""
     work = [(mask, name, first) for mask in holes for name in args.methods
             for first in range(0, len(images), args.batch)][rank::number]
@@ -159,7 +123,7 @@ def score_parts(args, images, holes, methods, lpips, features, rank, number):
             seconds, calls = math.nan, math.nan
             fills = read_fills(args.read_from, mask, name, batch, hole, first)
         else:
-            method = methods[name]
+            method = chosen[name]
             if not hasattr(method, "inpaint"):
                 method.inpaint = method.fit(training_images(args))
             begun = time.perf_counter()
@@ -197,7 +161,7 @@ def collect(args, n):
 def open_parts(args, images, lpips, features):
     """Make --out/parts, or with --resume check that it is of a run with the same settings."""
     folder = Path(args.out) / "parts"
-    files = [args.weights, *(method_file(name) for name in args.methods
+    files = [args.weights, *(methods.file_of(name) for name in args.methods
                              if name not in (*args.read, "keep")), *filter(None, [args.features])]
     settings = {key: value for key, value in vars(args).items()
                 if key not in ("resume", "out", "cache", "by_area", "device", "data")}
@@ -395,7 +359,7 @@ def parse():
     add("--split", choices=(*data.SPLITS, "all"), default="test")
     add("--masks", type=listed, default=list(masks.FAMILIES), help="families, after commas")
     add("--methods", type=listed, help="after commas, differences are to the first: files.py, or "
-        + ", ".join(METHODS) + "; default: these, or those of --from")
+        + ", ".join(methods.METHODS) + "; default: these, or those of --from")
     add("--from", dest="read_from", metavar="FOLDER", help="score the fills in its FOLDER/MASK/"
         "METHOD/00000_0.png, … too; their inputs and holes are what --save writes")
     add("--save", action="store_true", help="write inputs, holes and fills under --out/fills")
@@ -433,7 +397,7 @@ def parse():
         args.read = sorted(path.name for path in folder.glob("[!_.]*") if path.is_dir())
         if not args.read:
             raise BadInput(f"--from {args.read_from}: no {args.masks[0]}/METHOD/ in it")
-    args.methods = [*(args.methods or (METHODS if not args.read_from else ())), *args.read]
+    args.methods = [*(args.methods or (methods.METHODS if not args.read_from else ())), *args.read]
     names = [Path(name).stem for name in args.methods]
     twice = {name for name in names if names.count(name) > 1 or name == "real"}
     if twice:
@@ -454,21 +418,22 @@ def main():
             if rank == 0:
                 print(error, file=sys.stderr)
 
-    args.size = inpaint.load_weights(args.weights)[2]
+    ddpm, eps_model, args.size = inpaint.load_weights(args.weights, args.device)
     if rank > 0:
         wait()                                          # the first process decodes for all
     images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
     holes = {mask: masks.MASKS[mask](len(images), args.size,
                                      torch.Generator().manual_seed(args.seed))
              for mask in args.masks}
-    methods = {name: find_method(name, args) for name in args.methods if name not in args.read}
+    chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16)
+              for name in args.methods if name not in args.read}
     lpips = network(scores.lpips_network, args.device) if args.perceptual else None
     features = (network(scores.extractor, args.features, args.device)
                 if args.perceptual or args.features else None)
     if rank == 0:
         open_parts(args, images, lpips, features)
         wait()
-    score_parts(args, images, holes, methods, lpips, features, rank, number)
+    score_parts(args, images, holes, chosen, lpips, features, rank, number)
     wait()
     if rank == 0:
         found = collect(args, len(images))

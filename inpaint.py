@@ -3,6 +3,7 @@
     python inpaint.py --mask irregular                       # a public-domain face, a drawn hole
     python inpaint.py photo.jpg --mask mask.png --samples 8  # white in the mask = to be filled
     python inpaint.py folder/ --mask center --out filled/    # every image of a folder
+    python inpaint.py --method patchmatch                    # an older way
 
 For an input STEM, in --out: `STEM.png`, everything side by side; `STEM_input.png`, what the network
 was given; `STEM_hole.png`, white = filled; `STEM_0.png`, `STEM_1.png`, … the fills.
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 import data
 import masks
+import methods
 from ddpm import DDPM
 from safety import BadInput, run, whole
 from schedules import SCHEDULES
@@ -48,19 +50,20 @@ def load_weights(path=WEIGHTS, device="cpu"):
                        f"({type(error).__name__})") from None
 
 
-def fill(ddpm, eps_model, images, hole, samples=4, steps=20, eta=0.0, seed=0, callback=None):
+def fill(method, images, hole, samples=4, seed=0):
     """Draw `samples` fills of every image.
 
+    method  inpaint(image, hole, generator) -> image, as in methods.py
     images  uint8 [N, H, W, 3];  hole [N, 1, H, W], on the device to work on
-    steps   network calls a fill;  eta: 0 deterministic from its noise … 1 ancestral (DDPM.step)
     seed    sample k of an image depends on (seed, k) alone, not on the images beside it
     Returns uint8 [N, samples, H, W, 3], outside the hole exactly `images`.
     """
     images = images.to(hole.device)
-    known, holes = (v.repeat_interleave(samples, dim=0) for v in (data.to_float(images), hole))
+    given = torch.where(hole > 0, 0.0, data.to_float(images))
+    known, holes = (v.repeat_interleave(samples, dim=0) for v in (given, hole))
     seeds = [seed * 65_536 + k + 1 for _ in images for k in range(samples)]
-    fills = [ddpm.sample(eps_model, known[i:i + BATCH], holes[i:i + BATCH], steps, eta,
-                         [torch.Generator().manual_seed(s) for s in seeds[i:i + BATCH]], callback)
+    fills = [method(known[i:i + BATCH], holes[i:i + BATCH],
+                    [torch.Generator().manual_seed(s) for s in seeds[i:i + BATCH]])
              for i in range(0, len(known), BATCH)]
     filled = data.to_uint8(torch.cat(fills)).unflatten(0, (len(images), samples))
     return torch.where(hole.permute(0, 2, 3, 1)[:, None] > 0, filled, images[:, None])
@@ -143,7 +146,10 @@ def main():
     add("images", nargs="*", help="photographs, or folders of them; none: the astronaut")
     add("--mask", default="irregular", help="a mask file (white = to be filled), or a family: "
         + ", ".join(masks.MASKS))
-    add("--samples", type=int, default=4, help="fills of every image")
+    add("--method", default="keep", help=", ".join(methods.METHODS) + ", or a file of your own")
+    add("--train", nargs="+", metavar="PATH", help="training images, for a method that learns from "
+        "them: as for train.py's --data")
+    add("--samples", type=int, default=4, help="fills of every image, by a method that draws")
     add("--steps", type=int, default=20, help="network calls a fill, at most the chain's T")
     add("--eta", type=float, default=0.0, help="0: DDIM, deterministic … 1: ancestral, as in DDPM")
     add("--seed", type=int, default=0, help="of the noise and of a drawn hole")
@@ -156,8 +162,14 @@ def main():
 
     photographs = read_photographs(args.images)
     ddpm, eps_model, size = load_weights(args.weights, args.device)
-    if not 1 <= args.steps <= ddpm.T:
-        raise BadInput(f"--steps is 1 … {ddpm.T}, the length of these weights' chain")
+    method = methods.find(args.method, ddpm, eps_model, args.steps, args.eta,
+                          callback=lambda *_: bar.update())
+    samples = args.samples if method.DRAWS else 1
+    if not hasattr(method, "inpaint"):
+        if not args.train:
+            raise BadInput(f"--method {args.method} learns from training images: name them with "
+                           "--train, or draw them with --train synthetic")
+        method.inpaint = method.fit(data.load(args.train, size=size))
     holes = read_hole(args.mask, photographs, size, args.seed).to(args.device)
     out = Path(args.out)
     for path in map(Path, args.images):
@@ -167,25 +179,24 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
 
     begun = time.time()
-    batches = -(-args.samples // BATCH)
-    with tqdm(total=len(holes) * batches * args.steps, unit=" calls", desc="inpainting") as bar:
-        for (stem, photograph), hole in zip(photographs.items(), holes):
+    work = -(-samples // BATCH) * max(method.CALLS, 1)           # steps of the bar for an image
+    with tqdm(total=len(holes) * work, desc="inpainting", unit=" calls") as bar:
+        for i, ((stem, photograph), hole) in enumerate(zip(photographs.items(), holes)):
             image = torch.from_numpy(data.square(photograph, size).copy())
             if hole.any():
-                fills = fill(ddpm, eps_model, image[None], hole[None], args.samples, args.steps,
-                             args.eta, args.seed, lambda *_: bar.update())[0]
+                fills = fill(method.inpaint, image[None], hole[None], samples, args.seed)[0]
             else:
                 tqdm.write(f"{stem}: the hole is empty, nothing to do; the image is copied")
-                fills = image.expand(args.samples, *image.shape)
-                bar.update(batches * args.steps)
+                fills = image.expand(samples, *image.shape)
+            bar.update((i + 1) * work - bar.n)
             image, hole, fills = image.numpy(), hole.cpu().numpy(), fills.cpu().numpy()
             write_png(Image.fromarray(image), out / f"{stem}_input.png")
             write_png(Image.fromarray((255 * hole[0]).astype(np.uint8)), out / f"{stem}_hole.png")
             for k, filled in enumerate(fills):
                 write_png(Image.fromarray(filled), out / f"{stem}_{k}.png")
             write_png(side_by_side(image, hole, fills), out / f"{stem}.png")
-    print(f"{len(holes)} image{'s' * (len(holes) > 1)} × {args.samples} fills, seed {args.seed}, "
-          f"{args.steps} network calls a fill, {time.time() - begun:.1f} s: {out}/")
+    print(f"{len(holes)} image{'s' * (len(holes) > 1)} × {samples} fill{'s' * (samples > 1)}, seed "
+          f"{args.seed}, {method.CALLS} network calls a fill, {time.time() - begun:.1f} s: {out}/")
 
 
 if __name__ == "__main__":

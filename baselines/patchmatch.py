@@ -13,6 +13,7 @@ Where no patch is wholly known (a hole of nearly everything) the hole keeps its 
 import torch
 import torch.nn.functional as F
 
+DRAWS = False      # the search is random, but not for the sake of many answers
 PATCH = 7          # pixels, the side of a patch
 COARSEST = 16      # pixels, a side below which the picture is not halved again
 ROUNDS = 6         # of search and vote, a level

@@ -21,6 +21,7 @@ import data
 import evaluate
 import inpaint
 import masks
+import methods
 import safety
 import scores
 import train
@@ -298,8 +299,7 @@ def example(B=3, size=24):
 def test_keep_is_the_sampler_with_the_steps_and_eta_asked_for(weights):
     ddpm, net, _ = inpaint.load_weights(weights)
     images, hole = example(size=SIZE)
-    args = argparse.Namespace(weights=weights, device="cpu", steps=4, eta=1.0, bf16=False)
-    fills = evaluate.draw_fills("keep", evaluate.find_method("keep", args), images, hole, 0, 1, 0)
+    fills = evaluate.draw_fills("keep", methods.find("keep", ddpm, net, 4, 1.0), images, hole, 0, 1, 0)
     seeded = [torch.Generator().manual_seed(1_000 * i) for i in range(3)]      # seed 0, sample 0
     x = ddpm.sample(net, data.to_float(images), hole, 4, 1.0, seeded)
     assert torch.equal(fills[:, 0], data.to_uint8(x))
@@ -454,7 +454,7 @@ def test_distances_in_the_features_of_a_network_of_ones_own(command, faces, refe
 
 
 def test_the_same_fills_are_at_the_same_distance(command, faces):
-    shutil.copy(evaluate.BASELINES / "masked.py", "same.py")
+    shutil.copy(methods.BASELINES / "masked.py", "same.py")
     command(*FEATURES, "--methods", "masked,same.py,flat.py", "--batch", 4)
     for masked, same, flat in zip(*[iter(results()["results"])] * 3):
         assert all(masked[key] == same[key] for key in ("fd", "kd", "kd_std"))
@@ -494,8 +494,8 @@ def test_a_network_found_halfway_is_not_mixed_with_none(command, faces, monkeypa
     (["--seed", "-1"], "--seed"), (["--seed", str(10 ** 20)], "--seed"),
     (["--weights", "none.pt"], "none.pt: no such file"),
     (["--weights", "noise.py"], "noise.py: not weights"), (["--data", "nowhere"], "nowhere"),
-    (["--methods", "nowhere.py"], "--methods nowhere.py: neither"),
-    (["--methods", "kepe"], "--methods kepe: neither a .py file nor one of keep, "),
+    (["--methods", "nowhere.py"], "nowhere.py: neither"),
+    (["--methods", "kepe"], "kepe: neither a .py file nor one of keep, "),
     (["--methods", "neither.py"], "neither.py: it has neither inpaint(image, hole, generator) nor"),
     (["--from", "."], "--from .: no center/METHOD/ in it"),
     (["--from", "nowhere"], "--from nowhere: no center/METHOD/ in it"),

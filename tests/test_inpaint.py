@@ -10,6 +10,7 @@ from PIL import Image
 import data
 import inpaint
 import masks
+import methods
 import safety
 import train
 from ddpm import DDPM
@@ -138,9 +139,9 @@ def test_photographs_of_every_mode(command, tmp_path, mode, name):
 def test_fills_larger_than_a_batch_equal_those_of_a_smaller_one(weights, monkeypatch):
     ddpm, net, _ = inpaint.load_weights(weights)
     images, hole = data.synthetic(3, SIZE), masks.random(3, SIZE, torch.Generator().manual_seed(0))
-    together = inpaint.fill(ddpm, net, images, hole, samples=3, steps=4, eta=1.0)
+    together = inpaint.fill(methods.keep(ddpm, net, 4, 1.0), images, hole, samples=3)
     monkeypatch.setattr(inpaint, "BATCH", 2)
-    apart = inpaint.fill(ddpm, net, images, hole, samples=3, steps=4, eta=1.0)
+    apart = inpaint.fill(methods.keep(ddpm, net, 4, 1.0), images, hole, samples=3)
     assert (together.int() - apart.int()).abs().max() <= 1   # a convolution's rounding
     kept = hole.permute(0, 2, 3, 1)[:, None].expand(3, 3, SIZE, SIZE, 3) == 0
     assert (together[kept] == images[:, None].expand_as(together)[kept]).all()
@@ -194,7 +195,7 @@ def test_a_perfect_network_restores_the_image():
         return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0
 
     for steps, eta in ((1, 0.0), (5, 0.0), (30, 1.0)):
-        fills = inpaint.fill(ddpm, oracle, images, hole, samples=1, steps=steps, eta=eta)
+        fills = inpaint.fill(methods.keep(ddpm, oracle, steps, eta), images, hole, samples=1)
         assert (fills[:, 0] == images).all()
 
 
@@ -204,8 +205,22 @@ def test_the_shipped_weights_fill_a_face_better_than_its_mean_colour():
     ddpm, net, size = inpaint.load_weights()
     image = torch.from_numpy(data.square(inpaint.astronaut(), size).copy())[None]
     hole = masks.center(1, size)
-    fills = inpaint.fill(ddpm, net, image, hole, samples=4, steps=10).float()
+    fills = inpaint.fill(methods.keep(ddpm, net, 10), image, hole).float()
     inside = hole[0, 0].bool()
     face = image[0].float()[inside]
     error = (fills[0].mean(dim=0)[inside] - face).square().mean()
     assert error < 0.5 * (face - image[0].float()[~inside].mean(dim=0)).square().mean()
+
+
+def test_the_older_ways_fill_by_name(command, tmp_path):
+    status, printed, _ = command(photograph(tmp_path / "a.png"), "--mask", "center", "--method",
+                                 "patchmatch")
+    assert status == 0 and "1 fill," in printed and "0 network calls" in printed
+    status, printed, _ = command("--method", "mean", "--train", "synthetic", "--out", "mean")
+    assert status == 0 and not (tmp_path / "mean/astronaut_1.png").exists()
+
+
+@pytest.mark.parametrize("method, said", [("nobody", "neither a .py file"), ("ridge", "--train")])
+def test_a_method_that_cannot_be_had_is_named(command, method, said):
+    status, _, error = command("--method", method)
+    assert status == 2 and said in error and error.count("\n") == 1
