@@ -40,6 +40,7 @@ import methods
 import scores
 from safety import BadInput, run, whole
 
+DEFAULT = ("keep", "biharmonic", "mean", "masked")
 COLUMNS = {"psnr_hole": ("PSNR hole", 2), "psnr_hole_mean": ("mean of K", 2),
            "psnr_hole_best": ("best of K", 2), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3),
            "l1": ("L1", 1), "lpips": ("LPIPS", 3), "crps": ("CRPS", 1), "diversity": ("spread", 1)}
@@ -359,7 +360,7 @@ def parse():
     add("--split", choices=(*data.SPLITS, "all"), default="test")
     add("--masks", type=listed, default=list(masks.FAMILIES), help="families, after commas")
     add("--methods", type=listed, help="after commas, differences are to the first: files.py, or "
-        + ", ".join(methods.METHODS) + "; default: these, or those of --from")
+        f"{', '.join(methods.METHODS)}; default: {', '.join(DEFAULT)}, or all in --from's FOLDER")
     add("--from", dest="read_from", metavar="FOLDER", help="score the fills in its FOLDER/MASK/"
         "METHOD/00000_0.png, … too; their inputs and holes are what --save writes")
     add("--save", action="store_true", help="write inputs, holes and fills under --out/fills")
@@ -397,7 +398,7 @@ def parse():
         args.read = sorted(path.name for path in folder.glob("[!_.]*") if path.is_dir())
         if not args.read:
             raise BadInput(f"--from {args.read_from}: no {args.masks[0]}/METHOD/ in it")
-    args.methods = [*(args.methods or (methods.METHODS if not args.read_from else ())), *args.read]
+    args.methods = [*(args.methods or (() if args.read_from else DEFAULT)), *args.read]
     names = [Path(name).stem for name in args.methods]
     twice = {name for name in names if names.count(name) > 1 or name == "real"}
     if twice:
