@@ -50,12 +50,23 @@ class DDPM:
         alpha_bar = self.alpha_bar(t, x0)
         return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
 
+    def renoise(self, x, s, t, noise):
+        """From level s up to a noisier t: x_t = √(ᾱ_t/ᾱ_s) x_s + √(1 - ᾱ_t/ᾱ_s) ε; q_step if they
+        are neighbours, q_sample from s = -1."""
+        share = self.alpha_bar(t, x) / self.alpha_bar(s, x)
+        return share.sqrt() * x + (1 - share).sqrt() * noise
+
     # ---- its reversal ------------------------------------------------------------------------
 
     def predict_x0(self, x_t, t, eps):
         """The image that q_sample made x_t from, if ε was its noise: (x_t - √(1-ᾱ_t) ε) / √ᾱ_t."""
         alpha_bar = self.alpha_bar(t, x_t)
         return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+
+    def predict_eps(self, x_t, t, x0):
+        """The noise by which q_sample made x_t from x_0: (x_t - √ᾱ_t x_0) / √(1-ᾱ_t)."""
+        alpha_bar = self.alpha_bar(t, x_t)
+        return (x_t - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
 
     def posterior(self, x0, x_t, t):
         """q(x_{t-1} | x_t, x_0) = N(mean, variance)                            (eqs. 6 and 7).
@@ -84,7 +95,7 @@ class DDPM:
             x0, eps = signal * x - noise * output, noise * x + signal * output
         if self.clip:
             x0 = x0.clamp(-1, 1)
-            eps = (x - signal * x0) / noise
+            eps = self.predict_eps(x, t, x0)
         return x0, eps
 
     # ---- Algorithm 1 -------------------------------------------------------------------------

@@ -280,7 +280,7 @@ def report(args, images, found, results, versions):
     real = next((r for r in results if "n_real" in r), None)
     lines = [f"{len(images)} images of the {args.split} split, {args.size}×{args.size} (crop "
              f"{args.crop}), the same holes for all, seed {args.seed}; K = {args.samples} samples of "
-             f"{args.steps} network calls (η = {args.eta}) of a method that draws. Scores of the "
+             f"{args.steps} steps of a method that draws. Scores of the "
              "composite, known pixels exact, in 8 bits; means over images ± half a 95 % bootstrap "
              "interval; L1, CRPS and spread in the hole, of 255."]
     if real:
@@ -366,7 +366,7 @@ def parse():
     add("--save", action="store_true", help="write inputs, holes and fills under --out/fills")
     add("--samples", type=int, default=4, help="fills of an image by a method that draws")
     add("--steps", type=int, default=20, help="network calls a fill")
-    add("--eta", type=float, default=0.0, help="0: DDIM … 1: ancestral")
+    add("--eta", type=float, help="0: DDIM, keep's default … 1: ancestral")
     add("--bf16", action="store_true", help="bfloat16 matrix products in the network")
     add("--perceptual", action=argparse.BooleanOptionalAction, default=True,
         help="FID, KID and LPIPS, whose networks cost more than all the rest on a CPU")
@@ -386,7 +386,7 @@ def parse():
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if (min(args.samples, args.batch, 1 if args.limit is None else args.limit) < 1
-            or not 0 <= args.seed <= 10 ** 9 or not 0 <= args.eta <= 1):
+            or not 0 <= args.seed <= 10 ** 9 or not 0 <= (args.eta or 0) <= 1):
         raise BadInput("--samples, --batch and --limit are at least 1, --seed is from 0 to 10^9, "
                        "--eta from 0 to 1")
     unknown = set(args.masks) - set(masks.MASKS)

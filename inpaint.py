@@ -151,13 +151,13 @@ def main():
         "them: as for train.py's --data")
     add("--samples", type=int, default=4, help="fills of every image, by a method that draws")
     add("--steps", type=int, default=20, help="network calls a fill, at most the chain's T")
-    add("--eta", type=float, default=0.0, help="0: DDIM, deterministic … 1: ancestral, as in DDPM")
+    add("--eta", type=float, help="0: DDIM, deterministic, keep's default … 1: ancestral, as in DDPM")
     add("--seed", type=int, default=0, help="of the noise and of a drawn hole")
     add("--weights", default=WEIGHTS, help="a weights.pt or checkpoint.pt of train.py's")
     add("--out", default="out", help="folder for the results")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    if args.samples < 1 or args.seed < 0 or not 0 <= args.eta <= 1:
+    if args.samples < 1 or args.seed < 0 or not 0 <= (args.eta or 0) <= 1:
         raise BadInput("--samples is at least 1, --seed at least 0, --eta from 0 to 1")
 
     photographs = read_photographs(args.images)

@@ -1,28 +1,134 @@
-"""Ways to fill a hole, by name: the network's, those of baselines/, and anybody's file.
+"""Ways to fill a hole, by name: with the network, those of baselines/, and anybody's file.
 
-A method is a file with `inpaint(image, hole, generator) -> image`; image [B, 3, H, W] in [-1, 1], 0
-inside the hole [B, 1, H, W]; generator: a list, one an image (`ddpm.randn_like` draws from it). Or
-it has `fit(images) -> inpaint`, given training images, uint8 [N, H, W, 3]. `DRAWS = False` says that
-it has one fill only for an image; `CALLS` is the number of network calls a fill.
+With the network, one signature: (ddpm, eps_model, image, hole, steps, eta, generator, callback) ->
+image, as in `DDPM.sample`. `keep` conditions the network on the known pixels. The others are
+training-free: they know only the unconditional network (its hole is everything) and hold it to the
+known pixels in some other way, so they would work with anybody's DDPM.
+
+Elsewhere, a method is a file with `inpaint(image, hole, generator) -> image`; image [B, 3, H, W] in
+[-1, 1], 0 inside the hole [B, 1, H, W]; generator: a list, one an image (`ddpm.randn_like` draws
+from it). Or it has `fit(images) -> inpaint`, given training images, uint8 [N, H, W, 3].
+`DRAWS = False` says that it has one fill only for an image; `CALLS` is the number of network calls.
 """
 import importlib.util
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
 
+from ddpm import randn_like
 from safety import BadInput
 
 BASELINES = Path(__file__).parent / "baselines"
-METHODS = ("keep", *sorted(file.stem for file in BASELINES.glob("[a-z]*.py")))
+JUMP, REPEATS = 10, 10                  # of repaint
 
 
-def find(name, ddpm, eps_model, steps=20, eta=0.0, bf16=False, callback=None):
+def keep(ddpm, eps_model, image, hole, steps, eta=0.0, generator=None, callback=None):
+    """Known pixels are kept, clean, at every step, and the network knows the hole."""
+    return ddpm.sample(eps_model, image, hole, steps, eta, generator, callback)
+
+
+def replace(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
+    """Known pixels are noised to the level of x and pasted over it (Song et al. 2021b, app. I.2):
+    what the network makes of the hole does not know yet what the noise around it will turn to."""
+    path = jump_path(steps, JUMP, repeats=1)
+    return _along(path, ddpm, eps_model, image, hole, steps, eta, generator, callback)
+
+
+def repaint(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
+    """`replace`, going back up JUMP levels and down again, REPEATS times at every JUMP-th level, so
+    that hole and surroundings come to agree (Lugmayr et al. 2022, Algorithm 1)."""
+    path = jump_path(steps, JUMP, REPEATS)
+    return _along(path, ddpm, eps_model, image, hole, steps, eta, generator, callback)
+
+
+def jump_path(steps, jump, repeats):
+    """The levels that RePaint visits, `steps` = noise … 0 = clean: down by one, which is a network
+    call, or up by `jump`. 250 steps, jump 10 and 10 repeats are 2,410 calls."""
+    left = {level: repeats - 1 for level in range(1, steps - jump + 1, jump)}
+    path = [steps]
+    while path[-1] > 0:
+        level = path[-1] - 1
+        path.append(level)
+        if left.get(level, 0):
+            left[level] -= 1
+            path.append(level + jump)
+    return path
+
+
+@torch.no_grad()
+def _along(path, ddpm, eps_model, image, hole, steps, eta, generator, callback):
+    times = ddpm.times(steps)[::-1]                                  # times[0] = -1 is clean
+    everything = torch.ones_like(hole)
+    x = randn_like(image, generator)
+    for here, there in pairwise(path):
+        t, s = (torch.full((len(x),), times[level], device=x.device) for level in (here, there))
+        if there > here:
+            x = ddpm.renoise(x, t, s, randn_like(x, generator))
+            continue
+        x0, eps = ddpm.predict(eps_model, x, t, everything)
+        x = ddpm.step(x0, eps, t, s, eta, generator)
+        known = ddpm.q_sample(image, s, randn_like(image, generator))       # the level of the new x
+        x = torch.where(hole > 0, x, known)
+        if callback:
+            callback(int(t[0]), x, x0)
+    return x
+
+
+@torch.no_grad()
+def ddnm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
+    """Known pixels replace those of the estimated x_0, at every step (Wang et al. 2023, Algorithm 1:
+    the null-space projection of inpainting)."""
+    everything, times = torch.ones_like(hole), ddpm.times(steps)
+    x = randn_like(image, generator)
+    for t, s in pairwise(times):
+        t, s = (torch.full((len(x),), level, device=x.device) for level in (t, s))
+        x0, _ = ddpm.predict(eps_model, x, t, everything)
+        x0 = torch.where(hole > 0, x0, image)
+        x = ddpm.step(x0, ddpm.predict_eps(x, t, x0), t, s, eta, generator)
+        if callback:
+            callback(int(t[0]), x, x0)
+    return x
+
+
+def pigdm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
+    """Guidance by the pseudo-inverse (Song et al. 2023, Algorithm 1): every pixel is moved by how
+    much it would bring the estimated x_0 closer to the known pixels; a backward pass a call."""
+    everything, times = torch.ones_like(hole), ddpm.times(steps)
+    x = randn_like(image, generator)
+    for t, s in pairwise(times):
+        t, s = (torch.full((len(x),), level, device=x.device) for level in (t, s))
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            x0, eps = ddpm.predict(eps_model, x, t, everything)
+            missing = torch.where(hole > 0, 0, image - x0).detach()
+            (pull,) = torch.autograd.grad((missing * x0).sum(), x)
+        x, x0, eps = x.detach(), x0.detach(), eps.detach()
+        x = ddpm.step(x0, eps, t, s, eta, generator) + ddpm.alpha_bar(t, x).sqrt() * pull
+        if callback:
+            callback(int(t[0]), x, x0)
+    return torch.where(hole > 0, x, image)
+
+
+NETWORK = {method.__name__: method for method in (keep, replace, repaint, ddnm, pigdm)}
+METHODS = (*NETWORK, *sorted(file.stem for file in BASELINES.glob("[a-z]*.py")))
+
+
+def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
     """The method called `name`, or in the file `name`: an object with `inpaint` or `fit`, DRAWS and
-    CALLS. The network's settings and `callback` are for those that sample with it."""
-    if name == "keep":
-        return SimpleNamespace(inpaint=keep(ddpm, eps_model, steps, eta, bf16, callback),
-                               DRAWS=True, CALLS=steps)
+    CALLS. The settings are for those with the network; eta None is each one's own default."""
+    if name in NETWORK:
+        if not 1 <= steps <= ddpm.T:
+            raise BadInput(f"--steps is 1 … {ddpm.T}, the length of these weights' chain")
+        settings = {"steps": steps, "callback": callback, **({} if eta is None else {"eta": eta})}
+
+        def inpaint(image, hole, generator):
+            with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
+                return NETWORK[name](ddpm, eps_model, image, hole, generator=generator, **settings)
+        path = jump_path(steps, JUMP, REPEATS if name == "repaint" else 1)
+        calls = sum(there < here for here, there in pairwise(path))
+        return SimpleNamespace(inpaint=inpaint, DRAWS=True, CALLS=calls)
     path = file_of(name)
     if path.suffix != ".py" or not path.is_file():
         raise BadInput(f"{name}: neither a .py file nor one of {', '.join(METHODS)}")
@@ -38,14 +144,3 @@ def find(name, ddpm, eps_model, steps=20, eta=0.0, bf16=False, callback=None):
 
 def file_of(name):
     return BASELINES / f"{name}.py" if name in METHODS else Path(name)
-
-
-def keep(ddpm, eps_model, steps=20, eta=0.0, bf16=False, callback=None):
-    """Known pixels are kept, clean, at every step, and the network knows the hole."""
-    if not 1 <= steps <= ddpm.T:
-        raise BadInput(f"--steps is 1 … {ddpm.T}, the length of these weights' chain")
-
-    def inpaint(image, hole, generator):
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
-            return ddpm.sample(eps_model, image, hole, steps, eta, generator, callback)
-    return inpaint

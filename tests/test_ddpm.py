@@ -294,6 +294,19 @@ def test_iterated_q_step_has_the_moments_of_q_sample(betas):
         assert_close(process.alpha_bar(t, mean), mean ** 2)
 
 
+@pytest.mark.parametrize("s, t", [(-1, 0), (-1, 7), (3, 4), (2, 9)])
+def test_renoising_is_all_the_steps_of_noise_between(s, t):
+    process, mean, variance = DDPM(cosine_betas(12)), numbers(1), numbers(0)
+    for level in range(s + 1, t + 1):
+        level = torch.tensor([level])
+        mean = process.q_step(mean, level, numbers(0))
+        variance = process.q_step(numbers(1), level, numbers(0)) ** 2 * variance
+        variance = variance + process.q_step(numbers(0), level, numbers(1)) ** 2
+    s, t = torch.tensor([s]), torch.tensor([t])
+    assert_close(process.renoise(numbers(1), s, t, numbers(0)), mean)
+    assert_close(process.renoise(numbers(0), s, t, numbers(1)) ** 2, variance)
+
+
 @pytest.mark.parametrize("t", [1, 2, 10, 29])
 def test_the_posterior_is_bayes_rule(t):
     """q(x_{t-1} | x_t, x_0) ∝ q(x_t | x_{t-1}) q(x_{t-1} | x_0), multiplied out on a grid."""
@@ -346,10 +359,12 @@ def test_a_step_keeps_the_marginal_whatever_eta(eta, levels):
 
 
 @given(t=st.integers(0, 299), seed=st.integers(0, 99))
-def test_predict_x0_undoes_q_sample(t, seed):
+def test_predict_x0_and_predict_eps_undo_q_sample(t, seed):
     process, t = DDPM(cosine_betas(300)), torch.tensor([t, t])
     x0, eps = torch.randn(2, 2, 3, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(seed))
-    assert_close(process.predict_x0(process.q_sample(x0, t, eps), t, eps), x0, rtol=0, atol=1e-10)
+    x_t = process.q_sample(x0, t, eps)
+    assert_close(process.predict_x0(x_t, t, eps), x0, rtol=0, atol=1e-10)
+    assert_close(process.predict_eps(x_t, t, x0), eps, rtol=0, atol=1e-10)
 
 
 @given(t=st.integers(0, 299), prediction=st.sampled_from(["eps", "v"]))

@@ -139,9 +139,9 @@ def test_photographs_of_every_mode(command, tmp_path, mode, name):
 def test_fills_larger_than_a_batch_equal_those_of_a_smaller_one(weights, monkeypatch):
     ddpm, net, _ = inpaint.load_weights(weights)
     images, hole = data.synthetic(3, SIZE), masks.random(3, SIZE, torch.Generator().manual_seed(0))
-    together = inpaint.fill(methods.keep(ddpm, net, 4, 1.0), images, hole, samples=3)
+    together = inpaint.fill(methods.find("keep", ddpm, net, 4, 1.0).inpaint, images, hole, samples=3)
     monkeypatch.setattr(inpaint, "BATCH", 2)
-    apart = inpaint.fill(methods.keep(ddpm, net, 4, 1.0), images, hole, samples=3)
+    apart = inpaint.fill(methods.find("keep", ddpm, net, 4, 1.0).inpaint, images, hole, samples=3)
     assert (together.int() - apart.int()).abs().max() <= 1   # a convolution's rounding
     kept = hole.permute(0, 2, 3, 1)[:, None].expand(3, 3, SIZE, SIZE, 3) == 0
     assert (together[kept] == images[:, None].expand_as(together)[kept]).all()
@@ -195,7 +195,7 @@ def test_a_perfect_network_restores_the_image():
         return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0
 
     for steps, eta in ((1, 0.0), (5, 0.0), (30, 1.0)):
-        fills = inpaint.fill(methods.keep(ddpm, oracle, steps, eta), images, hole, samples=1)
+        fills = inpaint.fill(methods.find("keep", ddpm, oracle, steps, eta).inpaint, images, hole, samples=1)
         assert (fills[:, 0] == images).all()
 
 
@@ -205,7 +205,7 @@ def test_the_shipped_weights_fill_a_face_better_than_its_mean_colour():
     ddpm, net, size = inpaint.load_weights()
     image = torch.from_numpy(data.square(inpaint.astronaut(), size).copy())[None]
     hole = masks.center(1, size)
-    fills = inpaint.fill(methods.keep(ddpm, net, 10), image, hole).float()
+    fills = inpaint.fill(methods.find("keep", ddpm, net, 10).inpaint, image, hole).float()
     inside = hole[0, 0].bool()
     face = image[0].float()[inside]
     error = (fills[0].mean(dim=0)[inside] - face).square().mean()

@@ -102,7 +102,7 @@ def test_training_overfits_eight_images(prediction, left):
         optimizer.zero_grad()
         ddpm.loss(net, x0, hole, generator).backward()
         optimizer.step()
-    fills = inpaint.fill(methods.keep(ddpm, net, 25), images, hole[:8], samples=2)
+    fills = inpaint.fill(methods.find("keep", ddpm, net, 25).inpaint, images, hole[:8], samples=2)
     inside = hole[0, 0].bool()
     error = (fills.float() - images[:, None].float())[:, :, inside]
     spread = images.float()[:, inside] - images.float()[:, inside].mean(dim=0)

@@ -1,0 +1,114 @@
+"""The network's methods, where the right answer is known, and what all of them promise."""
+from collections import Counter
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import methods
+from ddpm import DDPM
+from schedules import cosine_betas
+from test_ddpm import F64, two_pixels
+
+EXACT = pytest.mark.parametrize("name", methods.NETWORK)
+
+
+def fills(name, world, n=8_000, known=1.4, steps=None, **settings):
+    """The right one of two pixels, [n], filled by the method when the left one is `known`."""
+    image = torch.tensor([known, 0.0], dtype=F64).reshape(1, 1, 1, 2).expand(n, -1, -1, -1)
+    hole = torch.tensor([0.0, 1.0], dtype=F64).reshape(1, 1, 1, 2).expand(n, -1, -1, -1)
+    x = methods.NETWORK[name](world.process, world, image, hole, steps or world.process.T,
+                              generator=torch.Generator().manual_seed(0), **settings)
+    assert torch.equal(x[..., 0], image[..., 0]), "known pixels are exact"
+    return x[:, 0, 0, 1]
+
+
+@EXACT
+def test_where_the_known_pixel_says_nothing_every_method_draws_from_the_prior(name):
+    """Standard errors of 0.5/√n = 0.006 and √2 · 0.25/√n = 0.004, and the discretisation (which
+    repaint suffers with every repeat)."""
+    world = two_pixels(DDPM(cosine_betas(100)))
+    world.cov = torch.diag(world.cov.diagonal())
+    x = fills(name, world)
+    assert_close(x.mean(), world.mean.flatten()[1], rtol=0, atol=0.025)
+    assert_close(x.var(), world.cov[1, 1], rtol=0, atol=0.04)
+
+
+@EXACT
+def test_where_there_is_one_image_every_method_lands_on_it(name):
+    world = two_pixels(DDPM(cosine_betas(30)))
+    world.cov = 1e-12 * torch.eye(2, dtype=F64)
+    x = fills(name, world, n=3, known=0.5)
+    assert_close(x, world.mean.flatten()[1].expand(3), rtol=0, atol=1e-5)
+
+
+# Two pixels that correlate at 0.73. The left one, at 1.4, is 1.6 standard deviations high, so the
+# right one's mean is 0.30 where it was -0.30. Measured with 100 steps and 20,000 draws, mean and
+# variance (exact: 0.300 and 0.117): keep 0.303, 0.106; replace 0.074, 0.134; repaint with 4 repeats
+# 0.220, 0.110 and with 10 0.260, 0.105; ddnm 0.073, 0.145; pigdm 0.436, 0.094.
+EXACT_MEAN, EXACT_STD, PRIOR_MEAN = 0.30, 0.342, -0.30
+
+
+@pytest.mark.parametrize("name, settings, low, high, std", [
+    ("keep", {"eta": 0.0}, 0.28, 0.32, 0.02), ("keep", {"eta": 1.0}, 0.28, 0.32, 0.03),
+    ("replace", {}, 0.02, 0.13, 0.05), ("ddnm", {}, 0.02, 0.13, 0.06),
+    ("pigdm", {}, 0.38, 0.49, 0.06)])
+def test_only_a_network_that_knows_the_hole_finds_the_conditional_mean(name, settings, low, high,
+                                                                       std):
+    x = fills(name, two_pixels(DDPM(cosine_betas(100))), **settings)
+    assert low < x.mean() < high
+    assert abs(x.std() - EXACT_STD) < std
+
+
+def test_repaint_s_bias_shrinks_as_the_repeats_grow_and_its_spread_stays(monkeypatch):
+    biases = []
+    monkeypatch.setattr(methods, "JUMP", 5)
+    for repeats in (1, 4, 12):
+        monkeypatch.setattr(methods, "REPEATS", repeats)
+        x = fills("repaint", two_pixels(DDPM(cosine_betas(50))), n=4_000)
+        biases.append((EXACT_MEAN - x.mean()).item())
+        assert abs(x.std() - EXACT_STD) < 0.04
+    assert biases[0] > 0.2 > biases[1] > biases[2] and biases[2] < 0.3 * biases[0]
+
+
+def test_repaint_without_repeats_is_replace(monkeypatch):
+    monkeypatch.setattr(methods, "REPEATS", 1)
+    one, two = (fills(name, two_pixels(DDPM(cosine_betas(20))), n=5) for name in
+                ("repaint", "replace"))
+    assert torch.equal(one, two)
+
+
+def test_the_jump_path_visits_what_the_papers_visits():
+    """Lugmayr et al. 2022: of 250 levels, with jumps of 10, those at 0, 10, … 230 are gone back up
+    from nine times; 250 + 24 · 9 · 10 = 2,410 network calls."""
+    path = methods.jump_path(250, 10, 10)
+    moves = Counter(there - here for here, there in zip(path, path[1:]))
+    assert moves == {-1: 2_410, 10: 216} and path[0] == 250 and path[-1] == 0
+    jumps = Counter(here for here, there in zip(path, path[1:]) if there > here)
+    assert jumps == {level + 1: 9 for level in range(0, 240, 10)}       # the paper counts from 0
+    assert methods.jump_path(20, 10, 1) == list(range(20, -1, -1))
+
+
+@EXACT
+@pytest.mark.parametrize("steps", [1, 12, 30])
+def test_the_calls_are_those_foretold_and_a_callback_sees_each(name, steps):
+    world, reports = two_pixels(DDPM(cosine_betas(30))), []
+    method = methods.find(name, world.process, world, steps,
+                          callback=lambda *report: reports.append(report))
+    image = torch.zeros(2, 1, 1, 2, dtype=F64)
+    hole = torch.tensor([0.0, 1.0], dtype=F64).expand(2, 1, 1, 2)
+    x = method.inpaint(image, hole, [torch.Generator().manual_seed(i) for i in range(2)])
+    assert len(world.calls) == len(reports) == method.CALLS
+    assert [t for t, _, _ in reports] == world.calls and world.calls[0] == world.process.T - 1
+    assert torch.equal(torch.where(hole > 0, reports[-1][1], image), x)
+
+
+@EXACT
+def test_a_fill_depends_on_its_own_generator_alone(name):
+    world = two_pixels(DDPM(cosine_betas(10)))
+    image = torch.tensor([[0.2, 0.0], [0.9, 0.0]], dtype=F64).reshape(2, 1, 1, 2)
+    hole = torch.tensor([0.0, 1.0], dtype=F64).expand(2, 1, 1, 2)
+    inpaint = methods.find(name, world.process, world, 10).inpaint
+    both = inpaint(image, hole, [torch.Generator().manual_seed(i) for i in range(2)])
+    alone = inpaint(image[1:], hole[1:], [torch.Generator().manual_seed(1)])
+    assert_close(both[1:], alone)
