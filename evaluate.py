@@ -340,12 +340,12 @@ def preview(images, holes, found):
         rows += [(f"  {name}", values["preview"]) for (other, name), values in found.items()
                  if other == mask]
     rows.append(("original", images[:8].numpy()))
-    side, margin = images.shape[1], 90
+    side, margin = images.shape[1], 120
     sheet = Image.new("RGB", (margin + side * len(images[:8]), side * len(rows)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     for i, (label, row) in enumerate(rows):
         sheet.paste(Image.fromarray(np.concatenate(row, axis=1)), (margin, i * side))
-        pen.text((4, (i + 0.5) * side), label[-14:], fill="black", font=font, anchor="lm")
+        pen.text((4, (i + 0.5) * side), label[:18], fill="black", font=font, anchor="lm")
     return sheet
 
 
