@@ -1,0 +1,351 @@
+"""GLCIC: a convolutional network fills the hole in one call (Iizuka, Simo-Serra, Ishikawa 2017).
+
+The completion network C sees the image, its hole blanked, and the hole; dilated convolutions let
+every pixel of the hole see all that is known. Squared error alone teaches it the mean of all fills
+that would do, a blur; so a discriminator D learns to tell fills from photographs by the whole image
+(global context) and by the square around the hole (local context), and C learns to deceive it.
+
+    python -m baselines.glcic train --data PATH/TO/celeba                     # Algorithm 1
+    python -m baselines.glcic train --data PATH/TO/celeba --loss l2 --out runs/encoder_decoder
+    python -m baselines.glcic train --resume --out runs/glcic
+
+`--loss l2` stays in phase one: a plain encoder-decoder. `--gated`: each layer learns where to trust
+its input (Yu et al. 2019). In --out, what train.py leaves there: weights.pt is C in half precision.
+
+Simplified, as images have 64 pixels, not 256: no dilation of 16, whose taps would lie outside the
+image at a quarter of its size; two strides fewer in D, 128 features for 1,024. Nearest-neighbour
+upsampling and a convolution for a deconvolution, against checkerboards. ELU without batch
+normalization for ReLU with it (in one small trial, the loss after 300 steps was 0.058, not 0.097),
+so that C is the same function in training and after it. Adam for AdaDelta; C's loss -log D, which
+does not saturate (Goodfellow et al. 2014), for log(1 - D).
+
+Costs: C has 1.30 M parameters (1.46 M gated), 2.6 MB (2.9) in half precision; D has 1.45 M, for
+training alone. Training speed: not yet measured on a quiet machine.
+"""
+import argparse
+import functools
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+import data
+import masks
+import train
+from safety import BadInput, run, whole
+from unet import zero
+
+DRAWS, CALLS = False, 1
+WEIGHTS = Path(__file__).parents[1] / "weights"
+T_C, T_D = 0.18, 0.02        # the shares of phases one and two: 90,000 and 10,000 of 500,000 steps
+ALPHA = 0.0016               # 4 × the paper's 0.0004: so much larger are squares in [-1, 1]
+WARMUP = 200                 # steps over which the learning rate rises
+
+
+# ---- the networks ------------------------------------------------------------------------------
+
+class Convolution(nn.Module):
+    """φ(W_f ∗ x), φ = ELU; gated: φ(W_f ∗ x) · σ(W_g ∗ x)         (Yu et al. 2019, section 3.1)."""
+
+    def __init__(self, inputs, outputs, kernel=3, stride=1, dilation=1, gated=False):
+        super().__init__()
+        shape = inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation
+        self.feature = nn.Conv2d(*shape)
+        self.gate = zero(nn.Conv2d(*shape)) if gated else None
+        nn.init.kaiming_normal_(self.feature.weight)
+        if gated:
+            self.feature.weight.data.mul_(2)                     # every gate begins at 1/2
+
+    def forward(self, x):
+        h = F.elu(self.feature(x))
+        return h if self.gate is None else h * self.gate(x).sigmoid()
+
+
+class Completion(nn.Module):
+    """C(image, hole): image [B, 3, H, W] in [-1, 1], hole [B, 1, H, W] -> [B, 3, H, W], the image
+    outside the hole (section 3.2, table 1). `width` channels at full size, double at each half."""
+
+    def __init__(self, width=32, gated=False):
+        super().__init__()
+        half, quarter = 2 * width, 4 * width
+        conv = functools.partial(Convolution, gated=gated)
+        self.layers = nn.Sequential(
+            conv(4, width, kernel=5),
+            conv(width, half, stride=2), conv(half, half),
+            conv(half, quarter, stride=2),
+            *(conv(quarter, quarter, dilation=dilation) for dilation in (1, 1, 2, 4, 8, 1, 1)),
+            nn.Upsample(scale_factor=2), conv(quarter, half), conv(half, half),
+            nn.Upsample(scale_factor=2), conv(half, width), conv(width, width // 2),
+            nn.Conv2d(width // 2, 3, 3, padding=1))
+
+    def forward(self, image, hole):
+        blanked = torch.where(hole > 0, 0.0, image)
+        painted = self.layers(torch.cat([blanked, hole], dim=1)).float().tanh()
+        height, width = image.shape[2:]                          # upsampling may have gone beyond
+        return torch.where(hole > 0, painted[..., :height, :width], image)
+
+
+class Discriminator(nn.Module):
+    """D(image, hole): the log-odds [B] that the image [B, 3, size, size] is a photograph; the hole
+    only says where the local context is (section 3.3)."""
+
+    def __init__(self, size=64, width=32):
+        super().__init__()
+        self.global_context = self.context(size, width)
+        self.local_context = self.context(size // 2, width)
+        self.verdict = nn.Linear(256, 1)
+
+    @staticmethod
+    def context(side, width):
+        """[B, 3, side, side] -> [B, 128]: halved until 4×4 or less is left."""
+        layers, channels, most = [], 3, 4 * width
+        while side > 4:
+            layers.append(Convolution(channels, width, kernel=5, stride=2))
+            side, channels, width = (side + 1) // 2, width, min(2 * width, most)
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * side ** 2, 128), nn.ELU())
+
+    def forward(self, image, hole):
+        far, near = self.global_context(image), self.local_context(local_patch(image, hole))
+        return self.verdict(torch.cat([far, near], dim=1)).float()[:, 0]
+
+
+def local_patch(image, hole):
+    """The square of half the side around the hole's centre of mass, moved into the image where it
+    sticks out: [B, C, size, size] -> [B, C, size//2, size//2]."""
+    (B, _, size, _), side = image.shape, image.shape[-1] // 2
+    middles, within = (torch.arange(n, device=image.device) for n in (size, side))
+    places = []
+    for others in ((1, 3), (1, 2)):                              # down, then across
+        mass = hole.sum(dim=others)                              # [B, size]
+        centre = (mass * (middles + 0.5)).sum(dim=1) / mass.sum(dim=1)
+        first = (centre - side / 2).round().long().clamp(0, size - side)
+        places.append(first[:, None] + within)                   # [B, side]
+    b = torch.arange(B, device=image.device)[:, None, None]
+    return image[b, :, places[0][:, :, None], places[1][:, None, :]].permute(0, 3, 1, 2)
+
+
+# ---- Algorithm 1 -------------------------------------------------------------------------------
+
+def phase(step, steps, loss="gan"):
+    """1: C alone, by squared error; 2: D alone; 3: both, to the end."""
+    if loss == "l2" or step < T_C * steps:
+        return 1
+    return 2 if step < (T_C + T_D) * steps else 3
+
+
+def update(state, x, M_c, M_d, phase, alpha=ALPHA, bf16=False):
+    """Algorithm 1 on a minibatch x [B, 3, H, W]: a step of D, of C, or of both.
+
+    M_c, M_d  holes, [B, 1, H, W]: those that C fills, and those that D is shown photographs with
+    D  maximizes  log D(x, M_d) + log(1 - D(C(x, M_c), M_c))
+    C  minimizes  ‖M_c ⊙ (C(x, M_c) - x)‖² - α log D(C(x, M_c), M_c)       (section 3.4)
+    Returns {the loss's name: its value}, of those that the phase has.
+    """
+    cast = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
+    C, losses = cast(state["C"]), {}
+    with torch.set_grad_enabled(phase != 2):
+        filled = C(x, M_c)
+    if phase > 1:
+        D = cast(state["D"])
+        real, fake = D(x, M_d), D(filled.detach(), M_c)
+        losses["discriminator"] = (F.softplus(-real) + F.softplus(fake)).mean()
+        descend(state["optimizer_D"], losses["discriminator"])
+    if phase != 2:
+        squares = (filled - x).square().mean(dim=(1, 2, 3)) / M_c.mean(dim=(1, 2, 3))
+        losses["mse"] = total = squares.mean()   # a small hole weighs as much as a large one
+        if phase == 3:
+            losses["adversarial"] = F.softplus(-D(filled, M_c)).mean()
+            total = total + alpha * losses["adversarial"]
+        descend(state["optimizer"], total)
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def descend(optimizer, loss):
+    optimizer.zero_grad()                                # what C's loss left in D goes, too
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+
+
+def build(args):
+    """All that is trained: C and its optimizer; against an adversary, D and its own, too."""
+    torch.manual_seed(args.seed)
+    C = Completion(args.width, args.gated).to(args.device)
+    state = {"C": C, "optimizer": torch.optim.Adam(C.parameters())}
+    if args.loss == "gan":
+        D = Discriminator(args.size).to(args.device)
+        state |= {"D": D, "optimizer_D": torch.optim.Adam(D.parameters(), betas=(0.5, 0.999))}
+    return state                                         # 0.5: Radford et al. 2016
+
+
+def learn(args, checkpoint=None):
+    """Algorithm 1 from step 0, or from a checkpoint; returns C."""
+    images = data.load(args.data, "train", args.size, limit=args.limit, cache=args.cache)
+    state, generator = build(args), torch.Generator().manual_seed(args.seed)
+    start, losses = train.restore(checkpoint, state, generator) if checkpoint else (0, {})
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    interrupted, begun = train.on_signal(), time.time()
+
+    progress = tqdm(range(start, args.steps), "training", args.steps, initial=start, unit=" steps")
+    for step in progress:
+        now = phase(step, args.steps, args.loss)
+        lr = (args.lr if now == 1 else args.lr_gan) * train.ramp(step, args.steps, WARMUP)
+        for part in state.values():
+            if isinstance(part, torch.optim.Optimizer):
+                part.param_groups[0]["lr"] = lr
+        chosen = torch.randint(len(images), (args.batch,), generator=generator)
+        x = train.flip(data.to_float(images[chosen]), generator).to(args.device)
+        M_c, M_d = (masks.mixture(args.batch, args.size, generator, args.device, all_hole=0.0)
+                    for _ in range(2))
+        for name, loss in update(state, x, M_c, M_d, now, args.alpha, args.bf16).items():
+            losses.setdefault(name, []).append(loss)
+
+        due = (step + 1) % args.every == 0 or step + 1 == args.steps
+        if due:
+            rate = args.batch * (step + 1 - start) / (time.time() - begun)
+            progress.set_postfix_str(f"{log(args, step + 1, losses, rate)}, {rate:.0f} images/s")
+            losses.clear()
+            draw(args, state["C"], images[:8])
+        if due or interrupted:
+            save(args, state, generator, step + 1, losses)
+        if interrupted:
+            progress.close()
+            print(f"interrupted: step {step + 1} is saved in {args.out}; go on with --resume",
+                  file=sys.stderr)
+            sys.exit(128 + interrupted[0])
+    return state["C"]
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+def log(args, step, losses, rate):
+    """Append the mean of each loss since the last line; one that is no number ends the run."""
+    means = {name: round(torch.stack(values).mean().item(), 5) for name, values in losses.items()}
+    if not all(map(math.isfinite, means.values())):
+        raise BadInput(f"the loss is {means} before step {step}: the last checkpoint is kept; "
+                       "--resume with a lower --lr or --lr-gan")
+    line = {"step": step, "images": step * args.batch, **means, "images_per_s": round(rate, 1)}
+    with open(Path(args.out) / "log.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+    return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+
+
+@torch.no_grad()
+def draw(args, C, images):
+    """samples.png: the first training images, given, filled and original, a row each."""
+    x = data.to_float(images).to(args.device)
+    hole = masks.mixture(len(x), args.size, torch.Generator().manual_seed(0), args.device, 0.0)
+    rows = torch.stack([torch.where(hole > 0, 0.0, x), C(x, hole), x])        # [3, N, 3, H, W]
+    sheet = rows.permute(2, 0, 3, 1, 4).reshape(1, 3, 3 * args.size, -1)
+    with whole(Path(args.out) / "samples.png") as half:
+        Image.fromarray(data.to_uint8(sheet)[0].cpu().numpy()).save(half, format="PNG")
+
+
+def save(args, state, generator, step, losses):
+    """checkpoint.pt, from which the run goes on bit for bit, and weights.pt, which `load` reads."""
+    parts = {name: part.state_dict() for name, part in state.items()}
+    half = {name: value.half() for name, value in parts["C"].items()}
+    rng = {"torch": torch.get_rng_state(), "train": generator.get_state()}
+    told = {"settings": {"width": args.width, "gated": args.gated}, "step": step}
+    for name, content in (("weights.pt", {"C": half}),
+                          ("checkpoint.pt", {**parts, "args": vars(args), "losses": losses,
+                                              "rng": rng})):
+        try:
+            with whole(Path(args.out) / name) as file:
+                torch.save({**told, **content}, file)
+        except RuntimeError as error:                            # how torch reports a full disk
+            raise BadInput(f"{args.out}/{name} could not be written (is the disk full? "
+                           f"{str(error).splitlines()[0]}); the one before it is kept") from None
+
+
+def read(path):
+    """C, from a weights.pt or a checkpoint.pt."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        C = Completion(**content["settings"])
+        C.load_state_dict(content["C"])
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file; copy a weights.pt of python -m baselines.glcic train "
+                       "--data PATH (encoder_decoder: --loss l2) there") from None
+    except Exception as error:  # torch.load answers a strange file in a dozen ways
+        raise BadInput(f"{path}: not weights that baselines/glcic.py wrote "
+                       f"({type(error).__name__})") from None
+    return C.requires_grad_(False)
+
+
+def load(path):
+    """The method whose weights are in the file `path`, which is read when it is first called."""
+    weights = functools.cache(lambda: read(path))
+
+    def inpaint(image, hole, generator=None):
+        """image [B, 3, H, W] in [-1, 1], hole [B, 1, H, W] -> the filled image, without chance."""
+        return weights().to(image.device)(image, hole)
+    return inpaint
+
+
+inpaint = load(WEIGHTS / "glcic.pt")
+
+
+def parse(argv=None):
+    """The settings, and with --resume the checkpoint, whose settings hold unless given anew."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add, cuda = parser.add_argument, torch.cuda.is_available()
+    add("command", choices=["train"])
+    add("--data", nargs="+", metavar="PATH", help="folders or zips of images, or synthetic")
+    add("--out", default="runs/glcic", help="folder for checkpoint, weights, log and samples")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add("--loss", choices=("gan", "l2"), default="gan", help="l2: no adversary")
+    add("--gated", action="store_true", help="gated convolutions")
+    add("--width", type=int, help="channels at full size; default 32, gated 24")
+    add("--steps", type=int, default=20_000, help="in all; 18%% are phase one, 2%% phase two")
+    add("--batch", type=int, default=32, help="images a step")
+    add("--lr", type=float, default=1e-3, help="Adam's learning rate in phase one")
+    add("--lr-gan", type=float, default=2e-4, help="and of C and D in phases two and three")
+    add("--alpha", type=float, default=ALPHA, help="weight of the adversary in C's loss")
+    add("--every", type=int, default=250, help="steps between log lines and checkpoints")
+    add("--size", type=int, default=64, help="side of the images, pixels")
+    add("--limit", type=int, help="train on the first so many images only")
+    add("--cache", default="cache", help="folder for decoded images, 12 kB each at 64×64")
+    add("--seed", type=int, default=0, help="of the weights, batches and holes")
+    add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1, …")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=cuda,
+        help="bfloat16 matrix products: twice as fast where the processor has them")
+    args, checkpoint = parser.parse_args(argv), None
+    if args.resume:
+        checkpoint = train.load_checkpoint(args.out)
+        before = checkpoint["args"]
+        here = {"out": args.out, "device": args.device, "resume": True}
+        parser.set_defaults(**{**before, **here})
+        args = parser.parse_args(argv)
+        same = "loss", "gated", "width", "size"
+        if any(getattr(args, name) != before.get(name) for name in same):
+            raise BadInput("--resume with other networks than the checkpoint's: leave --loss, "
+                           "--gated, --width and --size as they were")
+    elif (Path(args.out) / "checkpoint.pt").exists():
+        raise BadInput(f"{args.out} holds a checkpoint: go on from it with --resume, or name "
+                       "another --out")
+    args.width = (24 if args.gated else 32) if args.width is None else args.width
+    if not args.data:
+        raise BadInput(train.NO_DATA)
+    limit = 1 if args.limit is None else args.limit
+    if min(args.steps, args.batch, args.every, limit, args.width - 1, args.size - 15) < 1:
+        raise BadInput("--steps, --batch, --every and --limit are at least 1, --width 2, --size 16")
+    return args, checkpoint
+
+
+def main():
+    args, checkpoint = parse()
+    if checkpoint:
+        train.cut_log(args.out, checkpoint["step"])
+    learn(args, checkpoint)
+
+
+if __name__ == "__main__":
+    run(main)
