@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,6 +250,30 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, how, st
         "checkpoint.pt", "weights.pt", "log.jsonl", "samples.png"}
 
 
+def test_what_each_step_is_given(tmp_path, monkeypatch):
+    """Images mirrored or not, holes but no full ones, others for D, and the phase's learning rate."""
+    steps = []
+
+    def record(state, *given):
+        rates = {state[name].param_groups[0]["lr"] for name in ("optimizer", "optimizer_D")}
+        steps.append((rates, *given))
+        return {"mse": torch.zeros(())}
+
+    monkeypatch.setattr(glcic, "update", record)
+    start(tmp_path, "--steps", "50", "--every", "50", "--lr", "0.5", "--lr-gan", "0.25", "--alpha", "7")
+    images, mirrored = data.to_float(data.synthetic(24, 16)), 0
+    for step, (rates, x, M_c, M_d, phase, alpha, _) in enumerate(steps):
+        assert phase == (1 if step < 9 else 2 if step < 10 else 3) and alpha == 7
+        assert rates == {(0.5 if phase == 1 else 0.25) * train.ramp(step, 50, glcic.WARMUP)}
+        assert 0 < M_c.mean(dim=(1, 2, 3)).min() and M_c.mean(dim=(1, 2, 3)).max() < 1
+        assert M_d.mean(dim=(1, 2, 3)).max() < 1 and not torch.equal(M_c, M_d)
+        for image in x:
+            ways = [(images == way).flatten(1).all(dim=1).any() for way in (image, image.flip(2))]
+            assert any(ways)
+            mirrored += not ways[0]
+    assert 60 < mirrored < 140                                   # of 200
+
+
 def test_phase_one_is_the_plain_encoder_decoder_and_l2_has_no_discriminator(tmp_path, monkeypatch):
     start(tmp_path / "gan", "--steps", "22", "--every", "4")     # phase one: 4 steps
     monkeypatch.setattr(glcic, "Discriminator", None)            # not even built
@@ -308,7 +333,9 @@ def test_the_methods_are_found_and_read_their_own_weights_when_called(tmp_path, 
     (None, "no such file.*glcic train"), (b"not weights", "not weights that baselines/glcic.py"),
     ({"ema": {}, "settings": {"T": 300}}, "not weights"),
     ({"settings": {"width": 4}}, "not weights"),
-    ({"settings": {"width": 4}, "C": {}}, "not weights")])
+    ({"settings": {"width": 4}, "C": {}}, "not weights"),
+    ({"settings": {"width": 4}, "C": glcic.Completion(4).state_dict(), "code": Path("x")},
+     "not weights")])                                            # more than tensors: not unpickled
 def test_weights_that_are_none_are_named_in_one_line(tmp_path, capsys, content, message):
     path = tmp_path / "glcic.pt"
     if isinstance(content, bytes):

@@ -28,8 +28,9 @@ def test_the_readmes_commands_run(tmp_path):
     celeba = tmp_path / "PATH" / "TO" / "celeba" / "img_align_celeba"
     celeba.mkdir(parents=True)
     (tmp_path / "folder").mkdir()
-    names = [celeba / f"{number:06}.jpg" for number in (1, 2, 3, 162_771, 162_772, 162_773)]
-    faces = data.synthetic(8, 64).numpy()
+    names = [celeba / f"{number:06}.jpg" for number in
+             (1, 2, 3, 162_771, 162_772, 162_773, 182_638, 182_639, 182_640)]
+    faces = data.synthetic(11, 64).numpy()
     for name, face in zip([*names, tmp_path / "photo.jpg", tmp_path / "folder" / "a.png"], faces):
         Image.fromarray(face).save(name)
     Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
