@@ -131,6 +131,19 @@ class DDPM:
         x = to.sqrt() * x0 + (1 - to - sigma ** 2).clamp(min=0).sqrt() * eps
         return x + sigma * randn_like(x0, generator) if eta > 0 else x
 
+    def ahead(self, x0, t, before, r, s):
+        """The x_0 to aim at on the way from t to s: the straight line in λ = ½ log(ᾱ/(1-ᾱ)) through
+        the last two estimates, `before` at level r and x0 at t, followed half the way to s:
+
+        x_0 + (λ_s-λ_t) / (λ_t-λ_r) · (x_0 - before) / 2
+
+        `step` with this and η = 0 is DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): of second order,
+        DDIM of first, at the same calls. DDIM's fills of 20 calls vary too little.
+        """
+        past, here, there = (torch.logit(self.alpha_bar(level, x0)) for level in (r, t, s))
+        x0 = x0 + (there - here) / (here - past) * (x0 - before) / 2
+        return x0.clamp(-1, 1) if self.clip else x0
+
     def p_sample(self, eps_model, x, t, hole, generator=None):
         """One step of Algorithm 2: x_{t-1} ~ N(mean, variance) of the posterior at the network's
         x_0; the known pixels of x stay as they are."""
@@ -152,17 +165,22 @@ class DDPM:
 
         image [B, C, H, W] in [-1, 1]; what it holds inside the hole is never looked at.
         hole  [B, 1, H, W]; all ones: an unconditional sample.
-        steps None is the whole chain, T calls; eta: see `step`.
+        steps None is the whole chain, T calls; eta: see `step`, and for 0 `ahead`.
         generator: one, or a list of one an image, which makes a fill independent of its batch.
         callback(t, x, x0), if given, is called after every step with t's level, x and the x_0 seen.
         Returns [B, C, H, W]: outside the hole exactly `image`; inside it in [-1, 1] if `clip` is set.
         """
         times = self.times(self.T if steps is None else steps)
-        x = torch.where(hole > 0, randn_like(image, generator), image)
+        x, before = torch.where(hole > 0, randn_like(image, generator), image), None
         for t, s in zip(times[:-1], times[1:]):
             t, s = (torch.full((len(x),), level, device=x.device) for level in (t, s))
             x0, eps = self.predict(eps_model, x, t, hole)
-            x = torch.where(hole > 0, self.step(x0, eps, t, s, eta, generator), image)
+            aim = x0
+            if eta == 0 and before and s[0] >= 0:                # at s = -1, λ is infinite
+                aim = self.ahead(x0, t, *before, s)
+                eps = self.predict_eps(x, t, aim)
+            x = torch.where(hole > 0, self.step(aim, eps, t, s, eta, generator), image)
+            before = x0, t
             if callback:
                 callback(int(t[0]), x, x0)
         return x

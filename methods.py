@@ -32,15 +32,44 @@ def keep(ddpm, eps_model, image, hole, steps, eta=0.0, generator=None, callback=
 def replace(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
     """Known pixels are noised to the level of x and pasted over it (Song et al. 2021b, app. I.2):
     what the network makes of the hole does not know yet what the noise around it will turn to."""
-    path = jump_path(steps, JUMP, repeats=1)
-    return _along(path, ddpm, eps_model, image, hole, steps, eta, generator, callback)
+    return _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, "x", JUMP, 1)
 
 
-def repaint(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
-    """`replace`, going back up JUMP levels and down again, REPEATS times at every JUMP-th level, so
-    that hole and surroundings come to agree (Lugmayr et al. 2022, Algorithm 1)."""
-    path = jump_path(steps, JUMP, REPEATS)
-    return _along(path, ddpm, eps_model, image, hole, steps, eta, generator, callback)
+def repaint(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None,
+            jump=JUMP, repeats=REPEATS):
+    """`replace`, going back up `jump` levels and down again, `repeats` times at every jump-th level,
+    so that hole and surroundings come to agree (Lugmayr et al. 2022, Algorithm 1)."""
+    return _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, "x", jump, repeats)
+
+
+def ddnm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None,
+         jump=JUMP, repeats=1):
+    """Known pixels replace those of the estimated x_0 (Wang et al. 2023, Algorithm 1: the null-space
+    projection of inpainting); more repeats are its time travel (Algorithm 2)."""
+    return _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, "x0", jump, repeats)
+
+
+@torch.no_grad()
+def _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, pasted, jump, repeats):
+    """Along jump_path with the network that knows no hole; the known pixels are `pasted` into "x",
+    noised to its level, or into the estimate "x0", as they are."""
+    everything, times = torch.ones_like(hole), ddpm.times(steps)[::-1]      # times[0] = -1 is clean
+    x = randn_like(image, generator)
+    for here, there in pairwise(jump_path(steps, jump, repeats)):
+        t, s = (torch.full((len(x),), times[level], device=x.device) for level in (here, there))
+        if there > here:
+            x = ddpm.renoise(x, t, s, randn_like(x, generator))
+            continue
+        x0, eps = ddpm.predict(eps_model, x, t, everything)
+        if pasted == "x0":
+            x0 = torch.where(hole > 0, x0, image)
+            eps = ddpm.predict_eps(x, t, x0)
+        x = ddpm.step(x0, eps, t, s, eta, generator)
+        if pasted == "x":                                            # at the level of the new x
+            x = torch.where(hole > 0, x, ddpm.q_sample(image, s, randn_like(image, generator)))
+        if callback:
+            callback(int(t[0]), x, x0)
+    return x
 
 
 def jump_path(steps, jump, repeats):
@@ -55,41 +84,6 @@ def jump_path(steps, jump, repeats):
             left[level] -= 1
             path.append(level + jump)
     return path
-
-
-@torch.no_grad()
-def _along(path, ddpm, eps_model, image, hole, steps, eta, generator, callback):
-    times = ddpm.times(steps)[::-1]                                  # times[0] = -1 is clean
-    everything = torch.ones_like(hole)
-    x = randn_like(image, generator)
-    for here, there in pairwise(path):
-        t, s = (torch.full((len(x),), times[level], device=x.device) for level in (here, there))
-        if there > here:
-            x = ddpm.renoise(x, t, s, randn_like(x, generator))
-            continue
-        x0, eps = ddpm.predict(eps_model, x, t, everything)
-        x = ddpm.step(x0, eps, t, s, eta, generator)
-        known = ddpm.q_sample(image, s, randn_like(image, generator))       # the level of the new x
-        x = torch.where(hole > 0, x, known)
-        if callback:
-            callback(int(t[0]), x, x0)
-    return x
-
-
-@torch.no_grad()
-def ddnm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
-    """Known pixels replace those of the estimated x_0, at every step (Wang et al. 2023, Algorithm 1:
-    the null-space projection of inpainting)."""
-    everything, times = torch.ones_like(hole), ddpm.times(steps)
-    x = randn_like(image, generator)
-    for t, s in pairwise(times):
-        t, s = (torch.full((len(x),), level, device=x.device) for level in (t, s))
-        x0, _ = ddpm.predict(eps_model, x, t, everything)
-        x0 = torch.where(hole > 0, x0, image)
-        x = ddpm.step(x0, ddpm.predict_eps(x, t, x0), t, s, eta, generator)
-        if callback:
-            callback(int(t[0]), x, x0)
-    return x
 
 
 def pigdm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
@@ -117,16 +111,19 @@ METHODS = (*NETWORK, *sorted(file.stem for file in BASELINES.glob("[a-z]*.py")))
 
 def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
     """The method called `name`, or in the file `name`: an object with `inpaint` or `fit`, DRAWS and
-    CALLS. The settings are for those with the network; eta None is each one's own default."""
-    if name in NETWORK:
+    CALLS. The settings are for those with the network; eta None is each one's own default, and a
+    name such as keep@50 has its own steps."""
+    method, _, own_steps = name.partition("@")
+    if method in NETWORK:
+        steps = int(own_steps) if own_steps.isdecimal() else 0 if own_steps else steps
         if not 1 <= steps <= ddpm.T:
-            raise BadInput(f"--steps is 1 … {ddpm.T}, the length of these weights' chain")
+            raise BadInput(f"{name}: steps are 1 … {ddpm.T}, the length of these weights' chain")
         settings = {"steps": steps, "callback": callback, **({} if eta is None else {"eta": eta})}
 
         def inpaint(image, hole, generator):
             with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
-                return NETWORK[name](ddpm, eps_model, image, hole, generator=generator, **settings)
-        path = jump_path(steps, JUMP, REPEATS if name == "repaint" else 1)
+                return NETWORK[method](ddpm, eps_model, image, hole, generator=generator, **settings)
+        path = jump_path(steps, JUMP, REPEATS if method == "repaint" else 1)
         calls = sum(there < here for here, there in pairwise(path))
         return SimpleNamespace(inpaint=inpaint, DRAWS=True, CALLS=calls)
     path = file_of(name)
@@ -143,4 +140,7 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
 
 
 def file_of(name):
+    """Where a method is written."""
+    if name.partition("@")[0] in NETWORK:
+        return Path(__file__)
     return BASELINES / f"{name}.py" if name in METHODS else Path(name)

@@ -60,21 +60,20 @@ def test_only_a_network_that_knows_the_hole_finds_the_conditional_mean(name, set
     assert abs(x.std() - EXACT_STD) < std
 
 
-def test_repaint_s_bias_shrinks_as_the_repeats_grow_and_its_spread_stays(monkeypatch):
+@pytest.mark.parametrize("name", ["repaint", "ddnm"])
+def test_the_bias_shrinks_as_the_repeats_grow_and_the_spread_stays(name):
     biases = []
-    monkeypatch.setattr(methods, "JUMP", 5)
     for repeats in (1, 4, 12):
-        monkeypatch.setattr(methods, "REPEATS", repeats)
-        x = fills("repaint", two_pixels(DDPM(cosine_betas(50))), n=4_000)
+        world = two_pixels(DDPM(cosine_betas(50)))
+        x = fills(name, world, n=4_000, jump=5, repeats=repeats)
         biases.append((EXACT_MEAN - x.mean()).item())
         assert abs(x.std() - EXACT_STD) < 0.04
     assert biases[0] > 0.2 > biases[1] > biases[2] and biases[2] < 0.3 * biases[0]
 
 
-def test_repaint_without_repeats_is_replace(monkeypatch):
-    monkeypatch.setattr(methods, "REPEATS", 1)
-    one, two = (fills(name, two_pixels(DDPM(cosine_betas(20))), n=5) for name in
-                ("repaint", "replace"))
+def test_repaint_without_repeats_is_replace():
+    one, two = (fills(name, two_pixels(DDPM(cosine_betas(20))), n=5, **settings)
+                for name, settings in (("repaint", {"repeats": 1}), ("replace", {})))
     assert torch.equal(one, two)
 
 
