@@ -163,7 +163,7 @@ def open_parts(args, images, lpips, features):
     """Make --out/parts, or with --resume check that it is of a run with the same settings."""
     folder = Path(args.out) / "parts"
     files = [args.weights, *(methods.file_of(name) for name in args.methods
-                             if name not in (*args.read, "keep")), *filter(None, [args.features])]
+                             if name not in args.read), *{args.features} - {None, "unet"}]
     settings = {key: value for key, value in vars(args).items()
                 if key not in ("resume", "out", "cache", "by_area", "device", "data")}
     settings |= {"networks found": [lpips is not None, features is not None],
@@ -371,7 +371,7 @@ def parse():
     add("--perceptual", action=argparse.BooleanOptionalAction, default=True,
         help="FID, KID and LPIPS, whose networks cost more than all the rest on a CPU")
     add("--features", metavar="FILE.pt", help="TorchScript network for Fréchet and kernel distances "
-        "in place of Inception's: uint8 [B, 3, H, W] -> [B, d]")
+        "in place of Inception's: uint8 [B, 3, H, W] -> [B, d]; or unet, the middle of the inpainter's")
     add("--reference", choices=("train", "held-out"), default="train", help="the real images that "
         "distances are to")
     add("--by-area", action="store_true", help="also a table by the hole's area in tenths")
@@ -429,8 +429,11 @@ def main():
     chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16)
               for name in args.methods if name not in args.read}
     lpips = network(scores.lpips_network, args.device) if args.perceptual else None
-    features = (network(scores.extractor, args.features, args.device)
-                if args.perceptual or args.features else None)
+    features = None
+    if args.features == "unet":
+        features = scores.unet_features(eps_model, args.device)
+    elif args.perceptual or args.features:
+        features = network(scores.extractor, args.features, args.device)
     if rank == 0:
         open_parts(args, images, lpips, features)
         wait()

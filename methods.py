@@ -113,11 +113,12 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
     """The method called `name`, or in the file `name`: an object with `inpaint` or `fit`, DRAWS and
     CALLS. The settings are for those with the network; eta None is each one's own default, and a
     name such as keep@50 has its own steps."""
-    method, _, own_steps = name.partition("@")
+    method, at, number = name.partition("@")
     if method in NETWORK:
-        steps = int(own_steps) if own_steps.isdecimal() else 0 if own_steps else steps
+        steps = steps if not at else int(number) if number.isdecimal() else 0
         if not 1 <= steps <= ddpm.T:
-            raise BadInput(f"{name}: steps are 1 … {ddpm.T}, the length of these weights' chain")
+            what = f"the number in {name}" if at else "--steps"
+            raise BadInput(f"{what} is 1 … {ddpm.T}, the length of these weights' chain")
         settings = {"steps": steps, "callback": callback, **({} if eta is None else {"eta": eta})}
 
         def inpaint(image, hole, generator):

@@ -155,6 +155,20 @@ def extractor(path=None, device="cpu"):
     return extract
 
 
+def unet_features(eps_model, device="cpu"):
+    """The same by the inpainter's own network: uint8 [B, H, W, 3] -> [B, d], the middle of the U-Net,
+    averaged over places, looking at the image as one that is all hole and all but clean (t = 0).
+    A ruler for methods that share the network; between networks, take Inception's."""
+    @torch.no_grad()
+    def extract(images):
+        x, seen = images.permute(0, 3, 1, 2).to(device) / 127.5 - 1, []
+        t = torch.zeros(len(x), dtype=torch.int64, device=device)
+        with eps_model.middle[-1].register_forward_hook(lambda *call: seen.append(call[-1])):
+            eps_model(x, t, torch.ones_like(x[:, :1]))
+        return seen[0].mean(dim=(2, 3)).cpu()
+    return extract
+
+
 def lpips_network(device="cpu"):
     """LPIPS of pairs of uint8 [B, H, W, 3], as float64 [B]. Raises Missing."""
     try:

@@ -453,6 +453,32 @@ def test_distances_in_the_features_of_a_network_of_ones_own(command, faces, refe
     assert f"| {told[0]['fd']:.2f} | {1000 * told[0]['kd']:.2f} |" in printed
 
 
+def test_distances_in_the_middle_of_the_inpainters_own_network(command, weights):
+    _, printed, _ = command("--features", "unet", "--reference", "held-out", "--save",
+                            "--methods", "keep@1,keep@5,ddnm", "--masks", "center")
+    _, net, _ = inpaint.load_weights(weights)
+    features = scores.unet_features(net)
+    images = data.load("synthetic", "test", SIZE, limit=N)
+    told = results()["results"][:3]
+    for r, calls in zip(told, (1, 5, 2)):
+        fills = [read(f"out/fills/center/{r['method']}/{i:05}_0.png") for i in range(N)]
+        want = scores.frechet(features(images), features(torch.stack(fills)))
+        assert (r["fd"], r["calls"]) == (pytest.approx(want, rel=1e-6), calls)
+    assert told[0]["fd"] != told[1]["fd"] and "FD(unet)" in printed
+
+
+def test_the_middle_is_that_of_an_all_hole_image_at_level_0(weights):
+    _, net, _ = inpaint.load_weights(weights)
+    images, seen = data.load("synthetic", "test", SIZE, limit=3), []
+    got = scores.unet_features(net)(images)
+    watch = net.middle[-1].register_forward_hook(lambda *call: seen.append(call[-1]))
+    net(data.to_float(images), torch.zeros(3, dtype=torch.int64), torch.ones(3, 1, SIZE, SIZE))
+    watch.remove()
+    torch.testing.assert_close(got, seen[0].mean(dim=(2, 3)))
+    net(data.to_float(images), torch.zeros(3, dtype=torch.int64), torch.ones(3, 1, SIZE, SIZE))
+    assert len(seen) == 1 and got.std(dim=0).min() > 0
+
+
 def test_the_same_fills_are_at_the_same_distance(command, faces):
     shutil.copy(methods.BASELINES / "masked.py", "same.py")
     command(*FEATURES, "--methods", "masked,same.py,flat.py", "--batch", 4)

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 import methods
 from ddpm import DDPM
+from safety import BadInput
 from schedules import cosine_betas
 from test_ddpm import F64, two_pixels
 
@@ -111,3 +112,13 @@ def test_a_fill_depends_on_its_own_generator_alone(name):
     both = inpaint(image, hole, [torch.Generator().manual_seed(i) for i in range(2)])
     alone = inpaint(image[1:], hole[1:], [torch.Generator().manual_seed(1)])
     assert_close(both[1:], alone)
+
+
+def test_a_name_may_have_its_own_steps():
+    world = two_pixels(DDPM(cosine_betas(30)))
+    calls = {name: methods.find(name, world.process, world, steps=7).CALLS
+             for name in ("keep", "keep@30", "ddnm@3", "repaint@20")}
+    assert calls == {"keep": 7, "keep@30": 30, "ddnm@3": 3, "repaint@20": 20 + 9 * 10}
+    for wrong in ("keep@0", "keep@31", "keep@", "keep@-2", "keep@2.5", "mean@3"):
+        with pytest.raises(BadInput, match=wrong):
+            methods.find(wrong, world.process, world)
