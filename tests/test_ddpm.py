@@ -113,7 +113,7 @@ MEAN = 5e-4
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("eta, allowance", [(1.0, 0.010), (0.0, 0.0045)])
+@pytest.mark.parametrize("eta, allowance", [(1.0, 0.010), (0.0, 6e-5)])
 def test_unconditional_moments_of_two_pixels(monkeypatch, prediction, eta, allowance):
     world = two_pixels(DDPM(cosine_betas(300), prediction))
     hole = torch.ones(1, 1, 1, 2, dtype=F64)
@@ -122,7 +122,7 @@ def test_unconditional_moments_of_two_pixels(monkeypatch, prediction, eta, allow
     assert_close(cov, world.cov, rtol=0, atol=allowance)
 
 
-@pytest.mark.parametrize("steps, eta, allowance", [(100, 0.0, 0.014), (50, 1.0, 0.043)])
+@pytest.mark.parametrize("steps, eta, allowance", [(50, 0.0, 0.003), (50, 1.0, 0.043)])
 def test_unconditional_moments_of_a_textured_image(monkeypatch, steps, eta, allowance):
     world = textured(DDPM(cosine_betas(300)))
     blank = torch.zeros(1, 1, 8, 8, dtype=F64)
@@ -132,8 +132,8 @@ def test_unconditional_moments_of_a_textured_image(monkeypatch, steps, eta, allo
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("steps, eta, allowance", [(300, 0.0, 0.0026), (150, 1.0, 0.011),
-                                                   (30, 0.0, 0.023), (30, 1.0, 0.04)])
+@pytest.mark.parametrize("steps, eta, allowance", [(300, 0.0, 7e-5), (150, 1.0, 0.011),
+                                                   (20, 0.0, 0.008), (30, 1.0, 0.04)])
 def test_inpainting_has_the_conditional_moments(monkeypatch, prediction, steps, eta, allowance):
     world = textured(DDPM(cosine_betas(300), prediction))
     image, hole = drawn_from(world, 1), box()
