@@ -121,11 +121,8 @@ class Matcher:
     def look(self, filled):
         """Measure the matches against the picture as it is now."""
         self.targets = windows(filled)[self.b, self.y, self.x].flatten(1)
-        self.distance = self.distances(self.matches(), self.targets)
-
-    def matches(self):
-        """The rows of the present matches."""
-        return self.row(*self.field[self.b, :, self.y, self.x].T)
+        self.match = self.row(*self.field[self.b, :, self.y, self.x].T)    # in which rows they are
+        self.distance = self.distances(self.match, self.targets)
 
     def distances(self, rows, targets):
         """Between the sources in those rows and as many targets; in place, as memory is the cost."""
@@ -135,11 +132,11 @@ class Matcher:
         """Take (y, x) as the match of each patch that is more like it than its present one. Most are
         offered the match that they have, and those need no measuring."""
         rows = self.row(y, x)
-        (i,) = (self.known(y, x) & (rows != self.matches())).nonzero(as_tuple=True)
+        (i,) = (self.known(y, x) & (rows != self.match)).nonzero(as_tuple=True)
         distance = self.distances(rows[i], self.targets.index_select(0, i))
         better = distance < self.distance[i]
         i = i[better]
-        self.distance[i] = distance[better]
+        self.distance[i], self.match[i] = distance[better], rows[i]
         self.field[self.b[i], :, self.y[i], self.x[i]] = torch.stack([y[i], x[i]], dim=1)
 
     def propagate(self):
@@ -176,7 +173,7 @@ class Matcher:
         weight = torch.zeros(len(self.sources), 1, device=filled.device)
         weight[self.rows] = (-self.distance / scale).exp()[:, None]
         said = torch.zeros_like(self.sources)
-        said[self.rows] = self.sources.index_select(0, self.matches()) * weight[self.rows]
+        said[self.rows] = self.sources.index_select(0, self.match) * weight[self.rows]
         total = fold(weight.expand(-1, PATCH ** 2), self.shape)
         return torch.where(total > 0, fold(said, self.shape) / total.clamp(min=1e-12), filled)
 
