@@ -120,18 +120,23 @@ class Matcher:
 
     def look(self, filled):
         """Measure the matches against the picture as it is now."""
-        self.targets = patches(filled)[self.rows]
-        my, mx = self.field[self.b, :, self.y, self.x].T
-        self.distance = (self.sources[self.row(my, mx)] - self.targets).square().sum(dim=1)
+        self.targets = windows(filled)[self.b, self.y, self.x].flatten(1)
+        self.match = self.row(*self.field[self.b, :, self.y, self.x].T)    # in which rows they are
+        self.distance = self.distances(self.match, self.targets)
+
+    def distances(self, rows, targets):
+        """Between the sources in those rows and as many targets; in place, as memory is the cost."""
+        return self.sources.index_select(0, rows).sub_(targets).square_().sum(dim=1)
 
     def offer(self, y, x):
-        """Take (y, x) as the match of each patch that is more like it than its present one."""
-        (i,) = self.known(y, x).nonzero(as_tuple=True)
-        rows = self.row(y.clamp(min=0), x.clamp(min=0))[i]
-        distance = (self.sources[rows] - self.targets[i]).square().sum(dim=1)
+        """Take (y, x) as the match of each patch that is more like it than its present one. Most are
+        offered the match that they have, and those need no measuring."""
+        rows = self.row(y, x)
+        (i,) = (self.known(y, x) & (rows != self.match)).nonzero(as_tuple=True)
+        distance = self.distances(rows[i], self.targets.index_select(0, i))
         better = distance < self.distance[i]
         i = i[better]
-        self.distance[i] = distance[better]
+        self.distance[i], self.match[i] = distance[better], rows[i]
         self.field[self.b[i], :, self.y[i], self.x[i]] = torch.stack([y[i], x[i]], dim=1)
 
     def propagate(self):
@@ -167,16 +172,20 @@ class Matcher:
         scale = 2 * spread.flatten(1).nanquantile(0.75, dim=1)[self.b] + 1e-12
         weight = torch.zeros(len(self.sources), 1, device=filled.device)
         weight[self.rows] = (-self.distance / scale).exp()[:, None]
-        my, mx = self.field[self.b, :, self.y, self.x].T
         said = torch.zeros_like(self.sources)
-        said[self.rows] = self.sources[self.row(my, mx)] * weight[self.rows]
+        said[self.rows] = self.sources.index_select(0, self.match) * weight[self.rows]
         total = fold(weight.expand(-1, PATCH ** 2), self.shape)
         return torch.where(total > 0, fold(said, self.shape) / total.clamp(min=1e-12), filled)
 
 
+def windows(image):
+    """[B, C, H, W] -> [B, H', W', C, PATCH, PATCH], a view."""
+    return image.unfold(2, PATCH, 1).unfold(3, PATCH, 1).permute(0, 2, 3, 1, 4, 5)
+
+
 def patches(image):
     """[B, C, H, W] -> [B·H'·W', C·PATCH²], a row a patch."""
-    return F.unfold(image, PATCH).transpose(1, 2).flatten(0, 1).contiguous()
+    return windows(image).flatten(0, 2).flatten(1)
 
 
 def fold(rows, shape):
