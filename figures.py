@@ -79,7 +79,7 @@ def gallery(ax, rows, titles=(), labels=()):
     """Rows of images, each [3, H, W] in [-1, 1], titles over the columns, labels before the rows.
     Returns the width and the height of the whole, in pixels."""
     height, width = rows[0][0].shape[1:]
-    gap = width // 16
+    gap = max(1, width // 16)
     sheet = torch.cat([torch.cat([F.pad(image, (0, gap, 0, gap), value=1) for image in row], dim=2)
                        for row in rows], dim=1)[:, :-gap, :-gap]
     ax.imshow(data.to_uint8(sheet[None])[0].numpy(), interpolation="nearest")
@@ -170,8 +170,8 @@ def scene_matches(course, fig):
     row = [grey(x, hole), matches[:, 0], matches[:, 1], torch.where(hole > 0, best, x),
            scene_completion.blend(x, hole, best), x]
     strip(fig, [[image[0] for image in row]],
-          ["to fill", "the nearest of\n2,000 faces", "the next", "the best match,\nshifted, pasted",
-           "its gradients\npasted", "original"])
+          ["to fill", f"the nearest of\n{len(faces):,} faces", "the next",
+           "the best match,\nshifted, pasted", "its gradients\npasted", "original"])
 
 
 @figure("noising")

@@ -129,7 +129,7 @@ def test_a_gallery_puts_every_image_under_its_title():
 
 
 def test_steps_and_jump_are_one_distribution(course):
-    """Both are N(√ᾱ x_0, 1-ᾱ), ᾱ = ∏ (1-β) of the linear schedule, to 4.5 standard errors."""
+    """Both are N(√ᾱ x_0, 1-ᾱ), ᾱ = ∏ (1-β) of the linear schedule, to 4.5 errors."""
     torch.manual_seed(0)
     found = figures.walk_and_jump(course.linear, 0.8, (30, 100, 300))
     assert [t for t, _, _ in found] == [30, 100, 300]
