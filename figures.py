@@ -446,11 +446,13 @@ def side_by_side(course, fig):
                        for family in masks.FAMILIES.values()])
     images = course.image.expand(5, -1, -1, -1)
     columns = {"to fill": grey(course.x, holes)}
-    for name, samples in (("keep", 2), ("biharmonic", 1), ("patchmatch", 1)):
+    for name, samples in (("keep", 2), ("encoder_decoder", 1), ("glcic", 1), ("biharmonic", 1),
+                          ("patchmatch", 1)):
         method = methods.find(name, course.ddpm, course.net, min(20, course.ddpm.T))
         fills = inpaint.fill(method.inpaint, images, holes, samples)
         for k in range(samples):
-            columns[name + f", sample {k + 1}" * (samples > 1)] = data.to_float(fills[:, k])
+            title = name.replace("_", "-") + f", sample {k + 1}" * (samples > 1)
+            columns[title] = data.to_float(fills[:, k])
     columns["original"] = data.to_float(images)
     strip(fig, [*zip(*columns.values())], columns, masks.FAMILIES)
 
