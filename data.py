@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from safety import BadInput, whole
+from safety import BadInput, alone, no_pipe, whole
 
 # Windows (left, top, side) of the aligned 178×218 photographs. Papers differ; say which you used.
 CROPS = {"centre140": (19, 39, 140),  # the face, a little hair
@@ -27,6 +27,8 @@ CROPS = {"centre140": (19, 39, 140),  # the face, a little hair
 SPLITS = ("train", "val", "test")
 LAST = (162_770, 182_637, 202_599)    # the number of the last file of each official split
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")   # none that runs a program, as EPS does
+LARGEST = 2 ** 28                     # bytes of an image in a zip: more is a bomb
 VERSION = 1                           # of what `decode` makes: a change of it rebuilds every cache
 
 
@@ -51,6 +53,8 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
              of CelebA's training split, in about a minute on four cores); memory-mapped
     """
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if limit is not None and limit < 1:
+        raise BadInput(f"--limit is at least 1, not {limit}")
     if split not in (*SPLITS, "all"):
         raise BadInput(f"there is no split {split!r}: train, val, test or all")
     if [str(source) for source in sources] == ["synthetic"]:
@@ -65,8 +69,11 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
     shape = (len(members), size, size, 3)
     images = _open_cache(path, shape)
     if images is None:
-        _build_cache(path, shape, members, crop)
-        images = _open_cache(path, shape)
+        with alone(cache, wait=True):                       # while another process builds the same
+            images = _open_cache(path, shape)
+            if images is None:
+                _build_cache(path, shape, members, crop)
+                images = _open_cache(path, shape)
     return torch.from_numpy(images)
 
 
@@ -100,15 +107,17 @@ def split_of(name):
     stem = Path(name).stem
     if len(stem) == 6 and stem.isdecimal() and 1 <= int(stem) <= LAST[-1]:
         return next(split for split, last in zip(SPLITS, LAST) if int(stem) <= last)
-    return {0: "val", 1: "test"}.get(zlib.crc32(Path(name).name.encode()) % 10, "train")
+    return {0: "val", 1: "test"}.get(zlib.crc32(os.fsencode(Path(name).name)) % 10, "train")
 
 
 def open_image(file, background="white"):
     """A path or an open file as an 8-bit RGB picture: EXIF's rotation applied, 16 bits scaled down,
     transparency laid on the background. Raises BadInput if it is no image."""
-    name = getattr(file, "name", file)
+    name = file if isinstance(file, (str, Path)) else getattr(file, "name", "the image")
     try:
-        image = ImageOps.exif_transpose(Image.open(file))
+        if isinstance(file, (str, Path)):
+            no_pipe(file)
+        image = ImageOps.exif_transpose(Image.open(file, formats=FORMATS))
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255)
                                     .round().astype(np.uint8))
@@ -120,7 +129,9 @@ def open_image(file, background="white"):
         raise BadInput(f"{name}: no such file") from None
     except UnidentifiedImageError:
         raise BadInput(f"{name}: not a readable image (of no known format)") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a strange file fails in as many ways as there are formats
         raise BadInput(f"{name}: not a readable image ({error})") from None
 
 
@@ -190,7 +201,7 @@ def _check_partition(folder):
     """CelebA's own list of splits, if it lies in the folder or above it, must agree with ours."""
     for path in (folder / "list_eval_partition.txt", folder.parent / "list_eval_partition.txt"):
         if path.is_file():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors="replace").splitlines():
                 name, _, number = line.partition(" ")
                 if number.strip() not in ("0", "1", "2") or split_of(name) != SPLITS[int(number)]:
                     raise BadInput(f"{path}: {line!r} is not CelebA's official split; "
@@ -200,10 +211,11 @@ def _check_partition(folder):
 
 def _open_zip(path):
     try:
+        no_pipe(path)
         return zipfile.ZipFile(path)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file or folder") from None
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # as many as there are fields to damage
         raise BadInput(f"{path}: not a whole zip ({error}); download it again") from None
 
 
@@ -219,28 +231,29 @@ def _open_cache(path, shape):
 def _build_cache(path, shape, members, crop):
     """Decode in parallel (Pillow works outside the interpreter's lock) into a file that gets its
     name when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     containers = {member[0] for member in members}
     archives = {path: _open_zip(path) for path in containers if os.path.isfile(path)}
 
     def decode(member):
         container, name = member[:2]
-        place = file = os.path.join(container, name)
+        place = file = f"{container}/{name}"
         try:
             if container in archives:
+                if member[2] > LARGEST:
+                    raise RuntimeError(f"{member[2]:,} bytes are no image")
                 file = io.BytesIO(archives[container].read(name))
                 file.name = place                                          # for messages
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        except Exception as error:  # a kind for every way to compress
             raise BadInput(f"{place}: the zip is damaged or not readable ({error})") from None
         return square(open_image(file), shape[1], crop)
 
     try:
-        with whole(path) as half, ThreadPoolExecutor() as pool:
-            images = np.lib.format.open_memmap(half, mode="w+", dtype=np.uint8, shape=shape)
+        with whole(path) as half, open(half, "wb") as file, ThreadPoolExecutor() as pool:
+            head = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, head)
             decoded = pool.map(decode, members)
-            for i, image in enumerate(tqdm(decoded, "decoding", len(members), unit=" images")):
-                images[i] = image
-            images.flush()
+            for image in tqdm(decoded, "decoding", len(members), unit=" images"):
+                file.write(np.ascontiguousarray(image))     # to mmap, a full disk is a bus error
     finally:
         for archive in archives.values():
             archive.close()

@@ -14,6 +14,7 @@ Writes, under --out: `table.md`, `scores.csv` (a row an image, mask and method),
 a file a batch, from which --resume goes on.
 """
 import argparse
+import contextlib
 import csv
 import datetime
 import hashlib
@@ -38,7 +39,8 @@ import inpaint
 import masks
 import methods
 import scores
-from safety import BadInput, run, whole
+from safety import (BadInput, alone, device, origin, reading, run, sweep, whole, within,
+                    write_png)
 
 DEFAULT = ("keep", "biharmonic", "mean", "masked")
 COLUMNS = {"psnr_hole": ("PSNR hole", 2), "psnr_hole_mean": ("mean of K", 2),
@@ -93,7 +95,7 @@ def checked(name, fills, images, hole):
     return fills
 
 
-def save_fills(folder, mask, name, images, hole, fills, first):
+def save_fills(folder, mask, name, images, hole, fills, first, told=None):
     """PNGs for --from: FOLDER/MASK/NAME/00000_0.png; and _input/ and _hole/ for others to fill."""
     folder = Path(folder) / mask
     hole = hole.permute(0, 2, 3, 1)
@@ -104,7 +106,7 @@ def save_fills(folder, mask, name, images, hole, fills, first):
                  for i, drawn in enumerate(fills) for k, fill in enumerate(drawn)}
     for path, picture in pictures.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        inpaint.write_png(Image.fromarray(picture.byte().numpy()), folder / path)
+        write_png(Image.fromarray(picture.byte().numpy()), folder / path, told)
     for i, drawn in enumerate(fills):
         for stale in numbered(folder / name, first + i)[len(drawn):]:   # of a run with more
             stale.unlink()
@@ -136,7 +138,8 @@ def score_parts(args, images, holes, chosen, lpips, features, rank, number):
         scored = scores.score(batch, fills, hole, lpips)
         scoring = (time.perf_counter() - begun) / len(batch)
         if args.save:
-            save_fills(Path(args.out) / "fills", mask, Path(name).stem, batch, hole, fills, first)
+            save_fills(Path(args.out) / "fills", mask, Path(name).stem, batch, hole, fills, first,
+                       origin(args.weights, args.seed))
         with whole(part(args, mask, name, first)) as half, open(half, "wb") as file:
             np.savez(file, **scored, samples=fills.shape[1], calls=calls, seconds=seconds,
                      scoring=scoring, preview=fills[:max(0, 8 - first), 0],
@@ -152,8 +155,11 @@ def collect(args, n):
     found = {}
     for mask in args.masks:
         for name in args.methods:
-            parts = [dict(np.load(part(args, mask, name, first)))
-                     for first in range(0, n, args.batch)]
+            parts = []
+            for first in range(0, n, args.batch):
+                path = part(args, mask, name, first)
+                with reading(path, "a part of an evaluation: remove it and --resume", "not there"):
+                    parts.append(dict(np.load(path)))
             found[mask, name] = {key: np.concatenate([np.atleast_1d(p[key]) for p in parts])
                                  for key in parts[0]}
     return found
@@ -178,10 +184,10 @@ def open_parts(args, images, lpips, features):
         with whole(path) as half:
             half.write_text(json.dumps(settings, indent=1))
         return
-    try:
-        before = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        raise BadInput(f"{folder}: nothing to resume; start without --resume") from None
+    with reading(path, "settings of an evaluation", "nothing to resume; start without --resume"):
+        before = dict(json.loads(path.read_text()))
+    for leftovers in (folder, *(Path(args.out) / "fills").glob("*/*")):
+        sweep(leftovers)
     changed = [key for key in settings if settings[key] != before.get(key)]
     if changed:
         raise BadInput(f"--resume with other settings than {folder} was begun with: "
@@ -308,15 +314,18 @@ def write(args, images, holes, found, results, text, versions):
             writer.writerows([i, mask, name, *row]
                              for i, row in enumerate(zip(*(values[key] for key in keys))))
     with whole(out / "results.json") as half:
-        content = {"settings": {key: value for key, value in vars(args).items()},
+        content = {"settings": vars(args), "origin": origin(args.weights, args.seed),
                    "versions": versions, "results": results,
                    "by_area": by_area(args, found) if args.by_area else []}
         half.write_text(json.dumps(finite(content), indent=1, allow_nan=False, default=str))
     with whole(out / "holes.npz") as half, open(half, "wb") as file:
         np.savez_compressed(file, **{mask: hole.byte().numpy() for mask, hole in holes.items()})
-    inpaint.write_png(preview(images, holes, found), out / "preview.png")
+    write_png(preview(images, holes, found), out / "preview.png",
+              origin(args.weights, args.seed))
     with whole(out / "table.md") as half:
         half.write_text(text + "\n")
+    for scored in (out / "parts").glob("*.npz"):                 # before the settings: a removal
+        scored.unlink()                                          # that is cut off can be resumed
     shutil.rmtree(out / "parts")
 
 
@@ -385,10 +394,11 @@ def parse():
     add("--resume", action="store_true", help="go on with the run that was cut off in --out")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    if (min(args.samples, args.batch, 1 if args.limit is None else args.limit) < 1
-            or not 0 <= args.seed <= 10 ** 9 or not 0 <= (args.eta or 0) <= 1):
-        raise BadInput("--samples, --batch and --limit are at least 1, --seed is from 0 to 10^9, "
-                       "--eta from 0 to 1")
+    within(args, 1, 10 ** 6, "batch")
+    within(args, 1, 999, "samples")
+    within(args, 0, 10 ** 9, "seed")
+    within(args, 0, 1, "eta")
+    device(args.device)
     unknown = set(args.masks) - set(masks.MASKS)
     if unknown:
         raise BadInput(f"--masks {min(unknown)}: not one of {', '.join(masks.MASKS)}")
@@ -399,6 +409,9 @@ def parse():
         if not args.read:
             raise BadInput(f"--from {args.read_from}: no {args.masks[0]}/METHOD/ in it")
     args.methods = [*(args.methods or (() if args.read_from else DEFAULT)), *args.read]
+    strange = [name for name in args.methods if not name.isprintable()]
+    if strange:
+        raise BadInput(f"a method is called {strange[0]!r}: rename its file or folder")
     names = [Path(name).stem for name in args.methods]
     twice = {name for name in names if names.count(name) > 1 or name == "real"}
     if twice:
@@ -434,21 +447,27 @@ def main():
         features = scores.unet_features(eps_model, args.device)
     elif args.perceptual or args.features:
         features = network(scores.extractor, args.features, args.device)
-    if rank == 0:
-        open_parts(args, images, lpips, features)
+    with alone(args.out) if rank == 0 else contextlib.nullcontext():
+        if rank == 0:
+            open_parts(args, images, lpips, features)
+            wait()
+        score_parts(args, images, holes, chosen, lpips, features, rank, number)
         wait()
-    score_parts(args, images, holes, chosen, lpips, features, rank, number)
-    wait()
-    if rank == 0:
-        found = collect(args, len(images))
-        versions = {"Python": platform.python_version(), "torch": torch.__version__,
-                    "torchmetrics": torchmetrics.__version__,
-                    "device": torch.cuda.get_device_name() if "cuda" in args.device else "CPU",
-                    "processes": number, "threads each": torch.get_num_threads()}
-        results = summarize(args, images, found, features)
-        text = report(args, images, found, results, versions)
-        write(args, images, holes, found, results, text, versions)
-        print(text)
+        if rank == 0:
+            finish(args, images, holes, features, number)
+
+
+def finish(args, images, holes, features, number):
+    """From all the parts, the results."""
+    found = collect(args, len(images))
+    versions = {"Python": platform.python_version(), "torch": torch.__version__,
+                "torchmetrics": torchmetrics.__version__,
+                "device": torch.cuda.get_device_name() if "cuda" in args.device else "CPU",
+                "processes": number, "threads each": torch.get_num_threads()}
+    results = summarize(args, images, found, features)
+    text = report(args, images, found, results, versions)
+    write(args, images, holes, found, results, text, versions)
+    print(text)
 
 
 def start_together(args, number):
@@ -458,7 +477,13 @@ def start_together(args, number):
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
     if args.device == "cuda":
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-    return torch.distributed.barrier
+
+    def wait():
+        try:
+            torch.distributed.barrier()
+        except RuntimeError:                             # another process has ended, and said why
+            sys.exit(2)
+    return wait
 
 
 if __name__ == "__main__":

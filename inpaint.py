@@ -24,7 +24,8 @@ import data
 import masks
 import methods
 from ddpm import DDPM
-from safety import BadInput, run, whole
+from safety import (BadInput, device, origin, read_tensors, reading, rebuild, run, within,
+                    write_png)
 from schedules import SCHEDULES
 from unet import UNet
 
@@ -34,20 +35,18 @@ BATCH = 32        # images a network call: enough to keep a processor busy, 0.4 
 
 def load_weights(path=WEIGHTS, device="cpu"):
     """(ddpm, eps_model, size) from a file of train.py's: always the moving average's weights."""
-    try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-        settings = checkpoint["settings"]
-        net = UNet(**settings["unet"]).to(device).eval().requires_grad_(False)
-        net.load_state_dict(checkpoint["ema"])
+    missing = "no such file; make weights with train.py, or name others with --weights"
+    with reading(path, "weights that train.py wrote", missing):
+        checkpoint = read_tensors(path)
+        settings, ema = checkpoint["settings"], checkpoint["ema"]
+        layers = settings["unet"]["blocks"] * len(settings["unet"]["widths"])
+        if not (1 <= settings["T"] <= 10 ** 6 and 1 <= settings["unet"]["size"] <= 10 ** 4
+                and 1 <= layers <= len(ema)):
+            raise ValueError("settings out of range")
+        net = rebuild(UNet, settings["unet"], ema).eval().requires_grad_(False)
         betas = SCHEDULES[settings["schedule"]](settings["T"])
         ddpm = DDPM(betas, settings["prediction"], clip=True)
-        return ddpm, net, settings["unet"]["size"]
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; make weights with train.py, or name others with "
-                       "--weights") from None
-    except Exception as error:  # torch.load answers a strange file in a dozen ways
-        raise BadInput(f"{path}: not weights that train.py wrote "
-                       f"({type(error).__name__})") from None
+    return ddpm, net.to(device), settings["unet"]["size"]
 
 
 def fill(method, images, hole, samples=4, seed=0):
@@ -83,8 +82,8 @@ def read_photographs(paths):
         return {"astronaut": astronaut()}
     files = []
     for path in map(Path, paths):
-        found = sorted(f for f in path.iterdir() if f.suffix.lower() in data.SUFFIXES) \
-            if path.is_dir() else [path]
+        found = sorted(f for f in path.iterdir() if f.suffix.lower() in data.SUFFIXES
+                       and f.is_file()) if path.is_dir() else [path]
         if not found:
             raise BadInput(f"{path}: no image in this folder ({', '.join(data.SUFFIXES)})")
         files += found
@@ -135,11 +134,6 @@ def side_by_side(image, hole, fills, scale=3):
     return sheet
 
 
-def write_png(picture, path):
-    with whole(path) as half:
-        picture.save(half, format="PNG")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -157,8 +151,10 @@ def main():
     add("--out", default="out", help="folder for the results")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    if args.samples < 1 or args.seed < 0 or not 0 <= (args.eta or 0) <= 1:
-        raise BadInput("--samples is at least 1, --seed at least 0, --eta from 0 to 1")
+    within(args, 1, 65_535, "samples")
+    within(args, 0, 10 ** 9, "seed")
+    within(args, 0, 1, "eta")
+    device(args.device)
 
     photographs = read_photographs(args.images)
     ddpm, eps_model, size = load_weights(args.weights, args.device)
@@ -177,6 +173,7 @@ def main():
             raise BadInput(f"--out {out} is where the photographs lie: results could overwrite "
                            "them")
     out.mkdir(parents=True, exist_ok=True)
+    told = origin(args.weights, args.seed)
 
     begun = time.time()
     work = -(-samples // BATCH) * max(method.CALLS, 1)           # steps of the bar for an image
@@ -190,14 +187,15 @@ def main():
                 fills = image.expand(samples, *image.shape)
             bar.update((i + 1) * work - bar.n)
             image, hole, fills = image.numpy(), hole.cpu().numpy(), fills.cpu().numpy()
-            write_png(Image.fromarray(image), out / f"{stem}_input.png")
-            write_png(Image.fromarray((255 * hole[0]).astype(np.uint8)), out / f"{stem}_hole.png")
+            write_png(Image.fromarray(image), out / f"{stem}_input.png", told)
+            write_png(Image.fromarray((255 * hole[0]).astype(np.uint8)), out / f"{stem}_hole.png",
+                      told)
             for k, filled in enumerate(fills):
-                write_png(Image.fromarray(filled), out / f"{stem}_{k}.png")
-            write_png(side_by_side(image, hole, fills), out / f"{stem}.png")
+                write_png(Image.fromarray(filled), out / f"{stem}_{k}.png", told)
+            write_png(side_by_side(image, hole, fills), out / f"{stem}.png", told)
     print(f"{len(holes)} image{'s' * (len(holes) > 1)} × {samples} fill{'s' * (samples > 1)}, seed "
           f"{args.seed}, {method.CALLS} network calls a fill, {time.time() - begun:.1f} s: {out}/")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, memory="--samples")

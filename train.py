@@ -23,7 +23,8 @@ from tqdm import tqdm
 import data
 import masks
 from ddpm import DDPM
-from safety import BadInput, run, whole
+from safety import (BadInput, alone, device, read_tensors, reading, run, version, whole, within,
+                    write_png, write_tensors)
 from schedules import SCHEDULES
 from unet import UNet
 
@@ -67,6 +68,8 @@ def train(args, checkpoint=None):
 
         losses.append(loss.detach())
         due = (step + 1) % args.every == 0 or step + 1 == args.steps
+        if due or interrupted:
+            check(losses, step + 1)
         if due:
             rate = args.batch * (step + 1 - start) / (time.time() - begun)
             mean = log(args, step + 1, losses, rate)
@@ -115,13 +118,19 @@ def on_signal():
     return received
 
 
+def check(losses, step, lower="--lr"):
+    """Before anything is written: a loss that is no number ends the run. The last of `losses` is of
+    `step`; they are looked at when due, as a look at each would have a GPU wait at every step."""
+    values = torch.stack(losses).tolist()
+    for i, loss in enumerate(values, step - len(losses) + 1):
+        if not math.isfinite(loss):
+            raise BadInput(f"the loss of step {i} is {loss}: the last checkpoint is kept; --resume "
+                           f"with a lower {lower}")
+
+
 def log(args, step, losses, rate):
-    """Append the mean loss since the last line; a loss that is no number ends the run here, before
-    a checkpoint could be overwritten."""
+    """Append the mean loss since the last line."""
     loss = torch.stack(losses).mean().item()
-    if not math.isfinite(loss):
-        raise BadInput(f"the loss is {loss} before step {step}: the last checkpoint is kept; "
-                       "--resume with a lower --lr")
     line = {"step": step, "images": step * args.batch, "loss": round(loss, 5),
             "images_per_s": round(rate, 1)}
     Path(args.out).mkdir(parents=True, exist_ok=True)
@@ -131,37 +140,40 @@ def log(args, step, losses, rate):
 
 
 def save(args, state, generator, step, losses):
-    """checkpoint.pt, plain tensors and numbers from which the run goes on bit for bit, and
-    weights.pt, from which `inpaint.load_weights` rebuilds the network and the process."""
+    """checkpoint.pt, and weights.pt, from which `inpaint.load_weights` rebuilds the network and the
+    process."""
     settings = {"unet": {"size": args.size, "patch": args.patch, "widths": args.widths,
                          "blocks": args.blocks},
                 "schedule": args.schedule, "T": args.T, "prediction": args.prediction}
+    save_run(args, settings, state, "ema", generator, step, losses)
+
+
+def save_run(args, settings, state, shipped, generator, step, losses):
+    """checkpoint.pt, plain tensors and numbers from which a run goes on bit for bit, and
+    weights.pt, the network called `shipped` in half precision."""
     told = {"settings": settings, "step": step}
     parts = {name: part.state_dict() for name, part in state.items()}
-    half = {name: value.half() for name, value in parts["ema"].items()}
+    half = {name: value.half() for name, value in parts[shipped].items()}
+    rng = {"torch": torch.get_rng_state(), "train": generator.get_state()}
     Path(args.out).mkdir(parents=True, exist_ok=True)
-    for name, content in (("weights.pt", {"ema": half}),
-                          ("checkpoint.pt", {
-                              **parts, "args": vars(args), "losses": losses,
-                              "rng": {"torch": torch.get_rng_state(),
-                                      "train": generator.get_state()}})):
-        try:
-            with whole(Path(args.out) / name) as file:
-                torch.save({**told, **content}, file)
-        except RuntimeError as error:                            # how torch reports a full disk
-            raise BadInput(f"{args.out}/{name} could not be written (is the disk full? "
-                           f"{str(error).splitlines()[0]}); the one before it is kept") from None
+    write_tensors(Path(args.out) / "weights.pt", {
+        **told, "made with": made_with(args), shipped: half})
+    write_tensors(Path(args.out) / "checkpoint.pt", {
+        **told, **parts, "args": vars(args), "losses": losses, "rng": rng})
+
+
+def made_with(args):
+    """What to make an output again with: all but where things lay here."""
+    places = "data", "out", "cache"
+    return {"version": version(), "torch": str(torch.__version__),
+            **{key: value for key, value in vars(args).items() if key not in places}}
 
 
 def load_checkpoint(out):
     path = Path(out) / "checkpoint.pt"
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    with reading(path, "a checkpoint of train.py's", "nothing to resume; start without --resume"):
+        checkpoint = read_tensors(path)
         checkpoint["rng"], checkpoint["optimizer"]
-    except FileNotFoundError:
-        raise BadInput(f"{path}: nothing to resume; start without --resume") from None
-    except Exception as error:  # torch.load answers a strange file in a dozen ways
-        raise BadInput(f"{path}: not a checkpoint of train.py's ({type(error).__name__})") from None
     return checkpoint
 
 
@@ -179,10 +191,12 @@ def restore(checkpoint, state, generator):
 
 
 def cut_log(out, step):
-    """Forget what was logged after the checkpoint: those steps will be done, and logged, again."""
+    """Forget what was logged after the checkpoint, or before there was one: those steps will be
+    done, and logged, again."""
     path = Path(out) / "log.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    with reading(path, "a log of train.py's", "no such file"):
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     with whole(path) as half:
         half.write_text("".join(kept))
 
@@ -194,12 +208,11 @@ def draw(args, ddpm, ema, device):
     x = ddpm.sample(ema, blank, hole, min(20, ddpm.T), 0.0, torch.Generator().manual_seed(0))
     rows = data.to_uint8(x).reshape(2, 8, args.size, args.size, 3).transpose(1, 2)
     grid = Image.fromarray(rows.reshape(2 * args.size, 8 * args.size, 3).cpu().numpy())
-    with whole(Path(args.out) / "samples.png") as half:
-        grid.save(half, format="PNG")
+    write_png(grid, Path(args.out) / "samples.png", made_with(args))
 
 
 def parse(argv=None):
-    """The settings, and with --resume the checkpoint, whose settings hold unless given anew."""
+    """As `settle`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add, cuda = parser.add_argument, torch.cuda.is_available()
     add("--data", nargs="+", metavar="PATH", help="folders or zips of images, or synthetic")
@@ -225,28 +238,39 @@ def parse(argv=None):
     add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1, …")
     add("--bf16", action=argparse.BooleanOptionalAction, default=cuda,
         help="bfloat16 matrix products: twice as fast where the processor has them")
+    args, checkpoint = settle(parser, argv)
+    within(args, 1, 10 ** 9, "steps", "warmup", "every")
+    within(args, 1, 10 ** 6, "batch", "T")
+    within(args, 1, 10 ** 4, "size", "patch", "widths", "blocks")
+    within(args, 0, 0.999999, "ema")
+    return args, checkpoint
+
+
+def settle(parser, argv):
+    """The settings, and with --resume the checkpoint, whose settings hold unless given anew."""
     args, checkpoint = parser.parse_args(argv), None
     if args.resume:
         checkpoint = load_checkpoint(args.out)
         here = {"out": args.out, "device": args.device, "resume": True}
         parser.set_defaults(**{**checkpoint["args"], **here})
         args = parser.parse_args(argv)
-    if not args.data:
-        raise BadInput(NO_DATA)
-    if not args.resume and (Path(args.out) / "checkpoint.pt").exists():
+    elif (Path(args.out) / "checkpoint.pt").exists():
         raise BadInput(f"{args.out} holds a checkpoint: go on from it with --resume, or name "
                        "another --out")
-    if min(args.steps, args.batch, args.warmup, args.every, args.T) < 1 or not 0 <= args.ema < 1:
-        raise BadInput("--steps, --batch, --warmup, --every and --T are at least 1, --ema below 1")
+    if not args.data:
+        raise BadInput(NO_DATA)
+    device(args.device)
+    within(args, 0, 100, "lr")
+    within(args, 0, 10 ** 9, "seed")
     return args, checkpoint
 
 
 def main():
     args, checkpoint = parse()
-    if checkpoint:
-        cut_log(args.out, checkpoint["step"])
-    train(args, checkpoint)
+    with alone(args.out):
+        cut_log(args.out, checkpoint["step"] if checkpoint else 0)
+        train(args, checkpoint)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, memory="--batch, --size or --widths")

@@ -26,7 +26,6 @@ phase three; 40 ms to fill an image. The shipped weights took 54 minutes each (w
 import argparse
 import functools
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -40,7 +39,7 @@ from tqdm import tqdm
 import data
 import masks
 import train
-from safety import BadInput, run, whole
+from safety import BadInput, alone, read_tensors, reading, rebuild, run, within, write_png
 from unet import zero
 
 DRAWS, CALLS = False, 1
@@ -191,7 +190,7 @@ def learn(args, checkpoint=None):
     """Algorithm 1 from step 0, or from a checkpoint; returns C."""
     images = data.load(args.data, "train", args.size, limit=args.limit, cache=args.cache)
     state, generator = build(args), torch.Generator().manual_seed(args.seed)
-    start, losses = train.restore(checkpoint, state, generator) if checkpoint else (0, {})
+    start, losses = train.restore(checkpoint, state, generator) if checkpoint else (0, [])
     Path(args.out).mkdir(parents=True, exist_ok=True)
     interrupted, begun = train.on_signal(), time.time()
 
@@ -207,10 +206,11 @@ def learn(args, checkpoint=None):
         x = x.contiguous(memory_format=torch.channels_last)
         M_c, M_d = (masks.mixture(args.batch, args.size, generator, args.device, all_hole=0.0)
                     for _ in range(2))
-        for name, loss in update(state, x, M_c, M_d, now, args.alpha, args.bf16).items():
-            losses.setdefault(name, []).append(loss)
+        losses.append(update(state, x, M_c, M_d, now, args.alpha, args.bf16))
 
         due = (step + 1) % args.every == 0 or step + 1 == args.steps
+        if due or interrupted:
+            train.check([sum(each.values()) for each in losses], step + 1, "--lr or --lr-gan")
         if due:
             rate = args.batch * (step + 1 - start) / (time.time() - begun)
             progress.set_postfix_str(f"{log(args, step + 1, losses, rate)}, {rate:.0f} images/s")
@@ -229,11 +229,11 @@ def learn(args, checkpoint=None):
 # ---- files -------------------------------------------------------------------------------------
 
 def log(args, step, losses, rate):
-    """Append the mean of each loss since the last line; one that is no number ends the run."""
-    means = {name: round(torch.stack(values).mean().item(), 5) for name, values in losses.items()}
-    if not all(map(math.isfinite, means.values())):
-        raise BadInput(f"the loss is {means} before step {step}: the last checkpoint is kept; "
-                       "--resume with a lower --lr or --lr-gan")
+    """Append the mean of each loss since the last line."""
+    names = dict.fromkeys(name for each in losses for name in each)
+    means = {name: torch.stack([each[name] for each in losses if name in each]).mean().item()
+             for name in names}
+    means = {name: round(mean, 5) for name, mean in means.items()}
     line = {"step": step, "images": step * args.batch, **means, "images_per_s": round(rate, 1)}
     with open(Path(args.out) / "log.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
@@ -247,39 +247,23 @@ def draw(args, C, images):
     hole = masks.mixture(len(x), args.size, torch.Generator().manual_seed(0), args.device, 0.0)
     rows = torch.stack([torch.where(hole > 0, 0.0, x), C(x, hole), x])        # [3, N, 3, H, W]
     sheet = rows.permute(2, 0, 3, 1, 4).reshape(1, 3, 3 * args.size, -1)
-    with whole(Path(args.out) / "samples.png") as half:
-        Image.fromarray(data.to_uint8(sheet)[0].cpu().numpy()).save(half, format="PNG")
+    write_png(Image.fromarray(data.to_uint8(sheet)[0].cpu().numpy()),
+              Path(args.out) / "samples.png", train.made_with(args))
 
 
 def save(args, state, generator, step, losses):
     """checkpoint.pt, from which the run goes on bit for bit, and weights.pt, which `load` reads."""
-    parts = {name: part.state_dict() for name, part in state.items()}
-    half = {name: value.half() for name, value in parts["C"].items()}
-    rng = {"torch": torch.get_rng_state(), "train": generator.get_state()}
-    told = {"settings": {"width": args.width, "gated": args.gated}, "step": step}
-    for name, content in (("weights.pt", {"C": half}),
-                          ("checkpoint.pt", {**parts, "args": vars(args), "losses": losses,
-                                              "rng": rng})):
-        try:
-            with whole(Path(args.out) / name) as file:
-                torch.save({**told, **content}, file)
-        except RuntimeError as error:                            # how torch reports a full disk
-            raise BadInput(f"{args.out}/{name} could not be written (is the disk full? "
-                           f"{str(error).splitlines()[0]}); the one before it is kept") from None
+    settings = {"width": args.width, "gated": args.gated}
+    train.save_run(args, settings, state, "C", generator, step, losses)
 
 
 def read(path):
     """C, from a weights.pt or a checkpoint.pt."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        C = Completion(**content["settings"])
-        C.load_state_dict(content["C"])
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file; copy a weights.pt of python -m baselines.glcic train "
-                       "--data PATH (encoder_decoder: --loss l2) there") from None
-    except Exception as error:  # torch.load answers a strange file in a dozen ways
-        raise BadInput(f"{path}: not weights that baselines/glcic.py wrote "
-                       f"({type(error).__name__})") from None
+    missing = ("no such file; copy a weights.pt of python -m baselines.glcic train --data PATH "
+               "(encoder_decoder: --loss l2) there")
+    with reading(path, "weights that baselines/glcic.py wrote", missing):
+        content = read_tensors(path)
+        C = rebuild(Completion, content["settings"], content["C"])
     return C.requires_grad_(False)
 
 
@@ -297,7 +281,7 @@ inpaint = load(WEIGHTS / "glcic.pt")
 
 
 def parse(argv=None):
-    """The settings, and with --resume the checkpoint, whose settings hold unless given anew."""
+    """As `train.settle`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add, cuda = parser.add_argument, torch.cuda.is_available()
     add("command", choices=["train"])
@@ -320,35 +304,26 @@ def parse(argv=None):
     add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1, …")
     add("--bf16", action=argparse.BooleanOptionalAction, default=cuda,
         help="bfloat16 matrix products: twice as fast where the processor has them")
-    args, checkpoint = parser.parse_args(argv), None
-    if args.resume:
-        checkpoint = train.load_checkpoint(args.out)
-        before = checkpoint["args"]
-        here = {"out": args.out, "device": args.device, "resume": True}
-        parser.set_defaults(**{**before, **here})
-        args = parser.parse_args(argv)
-        same = "loss", "gated", "width", "size"
-        if any(getattr(args, name) != before.get(name) for name in same):
-            raise BadInput("--resume with other networks than the checkpoint's: leave --loss, "
-                           "--gated, --width and --size as they were")
-    elif (Path(args.out) / "checkpoint.pt").exists():
-        raise BadInput(f"{args.out} holds a checkpoint: go on from it with --resume, or name "
-                       "another --out")
+    args, checkpoint = train.settle(parser, argv)
+    if checkpoint and any(getattr(args, name) != checkpoint["args"].get(name)
+                          for name in ("loss", "gated", "width", "size")):
+        raise BadInput("--resume with other networks than the checkpoint's: leave --loss, --gated, "
+                       "--width and --size as they were")
     args.width = (24 if args.gated else 32) if args.width is None else args.width
-    if not args.data:
-        raise BadInput(train.NO_DATA)
-    limit = 1 if args.limit is None else args.limit
-    if min(args.steps, args.batch, args.every, limit, args.width - 1, args.size - 15) < 1:
-        raise BadInput("--steps, --batch, --every and --limit are at least 1, --width 2, --size 16")
+    within(args, 1, 10 ** 9, "steps", "every")
+    within(args, 1, 10 ** 6, "batch")
+    within(args, 2, 10 ** 4, "width")
+    within(args, 16, 10 ** 4, "size")
+    within(args, 0, 100, "lr_gan", "alpha")
     return args, checkpoint
 
 
 def main():
     args, checkpoint = parse()
-    if checkpoint:
-        train.cut_log(args.out, checkpoint["step"])
-    learn(args, checkpoint)
+    with alone(args.out):
+        train.cut_log(args.out, checkpoint["step"] if checkpoint else 0)
+        learn(args, checkpoint)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, memory="--batch, --size or --width")

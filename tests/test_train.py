@@ -120,7 +120,7 @@ def test_a_loss_that_is_no_number_stops_before_the_checkpoint_is_overwritten(tmp
     before = (tmp_path / "checkpoint.pt").read_bytes()
     loss = DDPM.loss
     monkeypatch.setattr(DDPM, "loss", lambda *args: loss(*args) * float("nan"))
-    with pytest.raises(BadInput, match="nan before step 9"):
+    with pytest.raises(BadInput, match="loss of step 8 is nan"):
         start(tmp_path, "--resume", "--steps", "9")
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
