@@ -9,8 +9,8 @@ For an input STEM, in --out: `STEM_input.png`; `STEM_hole.png`, white = filled; 
 `STEM_1.png`, … the fills, outside the hole exactly STEM_input.png; `STEM.png`, what the network was
 given and made of it, side by side.
 With a mask file they are as large as the photograph: a square around the hole is resized to the
-network's size, filled, resized back and pasted into the hole. For a drawn hole the photograph is cut
-to its centred square and resized to the network's size first.
+network's size, filled, resized back and pasted into the hole. For a drawn hole the photograph is
+first cut to its centred square and resized to the network's size.
 """
 import argparse
 import time
@@ -76,10 +76,10 @@ def fill(method, images, hole, samples=4, seed=0):
 def region(hole, size):
     """The square (top, left, side) of a photograph, reduced to `size`, that the network is to see.
 
-    hole [1, H, W], not empty. The window that training cuts, in which faces lie as the network knows
+    hole [1, H, W], not empty. The window that training cuts, where faces lie as the network knows
     them, if it holds the hole and the hole would not become too small in it. Else FINEST times the
-    hole's extent, around the hole, as far as the photograph goes; beyond it only for a hole that is
-    longer than the photograph is wide.
+    hole's extent, around the hole, as far as the photograph goes; beyond its edges only for a hole
+    that is longer than the photograph is wide.
     """
     _, height, width = hole.shape
     rows, columns = (hole[0].any(dim=dim).nonzero()[:, 0].tolist() for dim in (1, 0))
@@ -150,8 +150,8 @@ def read_photographs(paths):
 
 
 def read_hole(mask, photographs, size, seed):
-    """The hole of every photograph: a list of [1, H, W], drawn at the network's size if `mask` names
-    a family, else read from a file of the photographs' shape, and then of each one's own size."""
+    """The hole of every photograph: a list of [1, H, W], drawn at the network's size if `mask`
+    names a family, else read from a file of the photographs' shape and of each one's own size."""
     if mask in masks.MASKS:
         return [*masks.MASKS[mask](len(photographs), size, torch.Generator().manual_seed(seed))]
     if not Path(mask).is_file():
@@ -163,8 +163,7 @@ def read_hole(mask, photographs, size, seed):
         if abs(w * height - h * width) > 0.01 * h * width:
             raise BadInput(f"{mask} is {w}×{h} and {stem} is {width}×{height}: a mask must have "
                            "its photograph's shape")
-        fitted = np.asarray(picture.resize(photograph.size, Image.NEAREST))
-        holes.append(torch.from_numpy(fitted >= 128).float()[None])
+        holes.append(masks.from_image(picture, photograph.size)[0])
     return holes
 
 

@@ -78,8 +78,9 @@ def mixture(batch, size, generator=None, device="cpu", all_hole=0.2):
 
 
 def from_image(image, size):
-    """A hole from an 8-bit grey Pillow picture of any size: nearest-resized, white = fill."""
-    pixels = np.array(image.resize((size, size), Image.NEAREST))
+    """A hole of size (width, height) from an 8-bit grey Pillow picture, nearest-resized; white =
+    fill: [1, 1, height, width]."""
+    pixels = np.array(image.resize(size, Image.NEAREST))
     return torch.from_numpy(pixels >= 128).float()[None, None]
 
 

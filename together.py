@@ -37,7 +37,8 @@ class Shared(torch.nn.Module):
 
 def own_device(name):
     """The device called so; of several GPUs, each process on this machine has one for itself."""
-    return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if NUMBER > 1 and name == "cuda" else name)
+    own = f"cuda:{os.environ.get('LOCAL_RANK')}"
+    return torch.device(own if NUMBER > 1 and name == "cuda" else name)
 
 
 def share(net):

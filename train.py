@@ -97,7 +97,7 @@ def train(args, checkpoint=None):
 
 
 def resident(images, device):
-    """The images in the GPU's memory, if they fill at most half of what is free; else as they are."""
+    """The images in the GPU's memory if they fill at most half of what is free; else as is."""
     fit = device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
     return images.to(device) if fit else images
 
@@ -191,6 +191,9 @@ def restore(checkpoint, state, generator):
     except (RuntimeError, ValueError):
         raise BadInput("--resume with another network than the checkpoint's: leave --size, "
                        "--patch, --widths and --blocks as they were") from None
+    for parameter, moments in state["optimizer"].state.items():
+        for name in ("exp_avg", "exp_avg_sq"):       # in the weights' layout, or fused AdamW mixes
+            moments[name] = torch.empty_like(parameter).copy_(moments[name])        # them up
     torch.set_rng_state(checkpoint["rng"]["torch"])
     if torch.device(checkpoint["args"]["device"]).type == generator.device.type:
         generator.set_state(checkpoint["rng"]["train"])

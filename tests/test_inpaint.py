@@ -125,8 +125,9 @@ def test_a_photograph_keeps_its_size_and_every_pixel_outside_the_hole(
 
 @hypothesis.given(st.integers(8, 400), st.integers(8, 400), st.data())
 def test_the_network_sees_the_whole_hole_and_the_hole_is_not_small(width, height, draw):
-    (left, right), (top, bottom) = (sorted(draw.draw(st.lists(
-        st.integers(0, length), min_size=2, max_size=2, unique=True))) for length in (width, height))
+    left, top = (draw.draw(st.integers(0, length - 1)) for length in (width, height))
+    right, bottom = (draw.draw(st.integers(low + 1, length))
+                     for low, length in ((left, width), (top, height)))
     hole = torch.zeros(1, height, width)
     hole[:, top:bottom, left:right] = 1
     y, x, side = inpaint.region(hole, 64)

@@ -130,11 +130,11 @@ def test_mixture_can_leave_out_the_full_holes():
 def test_a_hole_drawn_as_a_white_picture_comes_back_from_it(name, size, seed):
     hole = MASKS[name](1, size, seeded(seed))
     picture = Image.fromarray((hole[0, 0] * 255).byte().numpy())
-    assert torch.equal(masks.from_image(picture, size), hole)
+    assert torch.equal(masks.from_image(picture, (size, size)), hole)
     enlarged = picture.resize((3 * size, 3 * size), Image.NEAREST)
-    assert torch.equal(masks.from_image(enlarged, size), hole)
+    assert torch.equal(masks.from_image(enlarged, (size, size)), hole)
 
 
 def test_grey_is_a_hole_from_the_middle_up():
     greys = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
-    assert_close(masks.from_image(greys, 16).flatten(), (torch.arange(256) >= 128).float())
+    assert_close(masks.from_image(greys, (16, 16)).flatten(), (torch.arange(256) >= 128).float())

@@ -77,7 +77,7 @@ def same(one, other):
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=0, atol=2e-5)
     a, b = (torch.cat([value.flatten() for value in train.load_checkpoint(out)["net"].values()])
             for out in (one, other))
-    assert (a - b).norm() < 1e-4 * a.norm()     # AdamW makes much of a gradient that is all rounding
+    assert (a - b).norm() < 1e-4 * a.norm()    # AdamW makes much of a gradient that is rounding
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,8 @@ with together.joined():
     net = network()
     expected = gradient(net, net)
     for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, rtol=1e-4, atol=1e-6)
+        found = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_begun_on_two_stopped_by_a_signal_to_one_and_ended_on_one(tmp_path, whole):
