@@ -162,12 +162,14 @@ def test_what_is_in_the_hole_is_never_seen():
 @pytest.mark.parametrize("box", [(10, 40, 80), (0, 0, 100), (-15, 0, 130), (40, 60, 20)])
 def test_shrunk_and_pasted_back_a_smooth_photograph_is_itself(box):
     y, x = torch.meshgrid(torch.arange(100.0), torch.arange(130.0), indexing="ij")
-    photograph = torch.stack([2 * y, 1.5 * x, 100 + 0.5 * y - 0.3 * x], dim=-1).byte()
+    photograph = torch.stack([2 * y, 1.5 * x, 100 + 0.5 * y - 0.3 * x], dim=-1)
+    photograph = photograph.round().byte()
     hole = torch.zeros(1, 100, 130)
     hole[:, 45:55, 65:75] = 1
     small, _ = inpaint.shrink(photograph, torch.zeros_like(hole), box, 32)
     back = inpaint.paste(photograph, hole, box, small)
-    assert (back.int() - photograph.int()).abs().max() <= 2
+    error = (back.float() - photograph.float())[hole[0] > 0]
+    assert error.abs().max() <= 2 and error.mean(dim=0).abs().max() < 0.5
 
 
 def test_an_empty_hole_is_said_and_the_image_copied(command, tmp_path):
