@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 "
         "--steps 7 --every 3 --warmup 2 --device cpu").split()
 SIGNAL = """
+if together.RANK > 0:
+    train.save = train.log = train.draw = None                    # only the first may write
 average = train.average
 calls = iter(range(100))
 def signalled(*args):
