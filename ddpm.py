@@ -35,7 +35,7 @@ class DDPM:
 
     def alpha_bar(self, t, x):
         """ᾱ_t likewise; ᾱ_{-1} = 1, so it stands last in the table."""
-        table = torch.cat([self.alphas_bar, torch.ones(1, dtype=torch.float64)])
+        table = torch.cat([self.alphas_bar, self.alphas_bar.new_ones(1)])
         return table.to(x.device)[t].to(x.dtype).reshape(-1, 1, 1, 1)
 
     # ---- the forward process -----------------------------------------------------------------

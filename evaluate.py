@@ -209,9 +209,12 @@ def summarize(args, images, found, features):
     distances to real images; the last row is real images again, the floor of the distances."""
     results, first, real = [], args.methods[0], None
     if features:
+        train = training_images(args)
+        if args.reference == "held-out":                        # as many, for the row `real`
+            train = train[:len(images)]
         held_out, train = (torch.cat([features(block) for block in tqdm(
             pictures.split(args.batch), f"features of {name} images", unit=" batches")])
-            for name, pictures in (("held-out", images), ("training", training_images(args))))
+            for name, pictures in (("held-out", images), ("training", train)))
         real = train if args.reference == "train" else held_out
     for (mask, name), values in found.items():
         result = {"mask": mask, "method": name, "n": len(images), **means(values)}

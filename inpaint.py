@@ -5,10 +5,12 @@
     python inpaint.py folder/ --mask center --out filled/    # every image of a folder
     python inpaint.py --method patchmatch                    # an older way
 
-For an input STEM, in --out: `STEM.png`, everything side by side; `STEM_input.png`, what the network
-was given; `STEM_hole.png`, white = filled; `STEM_0.png`, `STEM_1.png`, … the fills.
-A photograph is cut to its centred square and resized to the network's size; pixels outside the
-hole are exactly those of STEM_input.png.
+For an input STEM, in --out: `STEM_input.png`; `STEM_hole.png`, white = filled; `STEM_0.png`,
+`STEM_1.png`, … the fills, outside the hole exactly STEM_input.png; `STEM.png`, what the network was
+given and made of it, side by side.
+With a mask file they are as large as the photograph: a square around the hole is resized to the
+network's size, filled, resized back and pasted into the hole. For a drawn hole the photograph is
+first cut to its centred square and resized to the network's size.
 """
 import argparse
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -31,6 +34,7 @@ from unet import UNet
 
 WEIGHTS = Path(__file__).parent / "weights" / "celeba64.pt"
 BATCH = 32        # images a network call: enough to keep a processor busy, 0.4 GB at 64×64
+FINEST = 10       # the network is to see no more of a photograph than 10 × the hole's extent
 
 
 def load_weights(path=WEIGHTS, device="cpu"):
@@ -68,6 +72,56 @@ def fill(method, images, hole, samples=4, seed=0):
     return torch.where(hole.permute(0, 2, 3, 1)[:, None] > 0, filled, images[:, None])
 
 
+def region(hole, size):
+    """The square (top, left, side) of a photograph, reduced to `size`, that the network is to see.
+
+    hole [1, H, W], not empty. The window that training cuts, where faces lie as the network knows
+    them, if it holds the hole and the hole would not become too small in it. Else FINEST times the
+    hole's extent, around the hole, as far as the photograph goes; beyond its edges only for a hole
+    that is longer than the photograph is wide.
+    """
+    _, height, width = hole.shape
+    rows, columns = (hole[0].any(dim=dim).nonzero()[:, 0].tolist() for dim in (1, 0))
+    extent = 1 + max(rows[-1] - rows[0], columns[-1] - columns[0])
+    x, y, x_end, y_end = data.window((width, height))
+    if (x <= columns[0] and columns[-1] < x_end and y <= rows[0] and rows[-1] < y_end
+            and x_end - x <= max(size, FINEST * extent)):
+        return y, x, x_end - x
+    side = max(min(max(size, FINEST * extent), height, width), extent)
+
+    def place(line, length):
+        middle = (line[0] + line[-1] + 1 - side) // 2
+        return min(max(middle, 0), length - side) if side <= length else (length - side) // 2
+    return place(rows, height), place(columns, width), side
+
+
+def shrink(photograph, hole, box, size):
+    """The box of the photograph, and its hole, at the network's size. A pixel is the mean of those
+    known around it, so that nothing in the hole colours its rim, and known if three quarters are.
+
+    photograph uint8 [H, W, 3]; hole [1, H, W]; what lies outside the photograph is hole.
+    Returns uint8 [size, size, 3], [1, size, size].
+    """
+    (top, left, side), (height, width) = box, hole.shape[1:]
+    edges = (-left, left + side - width, -top, top + side - height)     # negative: cut away
+    known = F.pad(1 - hole, edges)
+    pixels = torch.cat([F.pad(photograph.permute(2, 0, 1), edges) * known, known])
+    pixels = F.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0]
+    hole = (pixels[3:] < 0.75).float()
+    colours = pixels[:3] * (1 - hole) / torch.where(hole > 0, 1, pixels[3:])
+    return colours.clamp(0, 255).round().byte().permute(1, 2, 0), hole
+
+
+def paste(photograph, hole, box, filled):
+    """The fill, uint8 [size, size, 3], enlarged to the box and pasted into the hole of the
+    photograph, uint8 [H, W, 3], whose other pixels stay as they are."""
+    (top, left, side), (height, width) = box, hole.shape[1:]
+    large = F.interpolate(filled.permute(2, 0, 1)[None].float(), (side, side), mode="bicubic",
+                          antialias=True)[0].clamp(0, 255).round().byte()
+    large = F.pad(large, (left, width - left - side, top, height - top - side))
+    return torch.where(hole[0, :, :, None] > 0, large.permute(1, 2, 0), photograph)
+
+
 def astronaut():
     """A face in the public domain (NASA's portrait of Eileen Collins, which comes with
     scikit-image), cut so that the eyes lie where they lie in CelebA's aligned photographs."""
@@ -95,10 +149,10 @@ def read_photographs(paths):
 
 
 def read_hole(mask, photographs, size, seed):
-    """The hole of every photograph, [N, 1, size, size]: drawn if `mask` names a family, else read
-    from a file whose shape is the photographs'."""
+    """The hole of every photograph: a list of [1, H, W], drawn at the network's size if `mask`
+    names a family, else read from a file of the photographs' shape and of each one's own size."""
     if mask in masks.MASKS:
-        return masks.MASKS[mask](len(photographs), size, torch.Generator().manual_seed(seed))
+        return [*masks.MASKS[mask](len(photographs), size, torch.Generator().manual_seed(seed))]
     if not Path(mask).is_file():
         raise BadInput(f"--mask {mask}: neither a file nor one of {', '.join(masks.MASKS)}")
     picture = data.open_image(mask, background="black").convert("L")
@@ -108,9 +162,8 @@ def read_hole(mask, photographs, size, seed):
         if abs(w * height - h * width) > 0.01 * h * width:
             raise BadInput(f"{mask} is {w}×{h} and {stem} is {width}×{height}: a mask must have "
                            "its photograph's shape")
-        fitted = picture.resize(photograph.size, Image.NEAREST)
-        holes.append(masks.from_image(fitted.crop(data.window(photograph.size)), size))
-    return torch.cat(holes)
+        holes.append(masks.from_image(picture, photograph.size)[0])
+    return holes
 
 
 def side_by_side(image, hole, fills, scale=3):
@@ -166,7 +219,7 @@ def main():
             raise BadInput(f"--method {args.method} learns from training images: name them with "
                            "--train, or draw them with --train synthetic")
         method.inpaint = method.fit(data.load(args.train, size=size))
-    holes = read_hole(args.mask, photographs, size, args.seed).to(args.device)
+    holes = read_hole(args.mask, photographs, size, args.seed)
     out = Path(args.out)
     for path in map(Path, args.images):
         if out.resolve() == (path if path.is_dir() else path.parent).resolve():
@@ -179,20 +232,30 @@ def main():
     work = -(-samples // BATCH) * max(method.CALLS, 1)           # steps of the bar for an image
     with tqdm(total=len(holes) * work, desc="inpainting", unit=" calls") as bar:
         for i, ((stem, photograph), hole) in enumerate(zip(photographs.items(), holes)):
-            image = torch.from_numpy(data.square(photograph, size).copy())
-            if hole.any():
-                fills = fill(method.inpaint, image[None], hole[None], samples, args.seed)[0]
+            if args.mask in masks.MASKS:
+                photograph = data.square(photograph, size)
+            image = torch.from_numpy(np.array(photograph))
+            box = region(hole, size) if hole.any() else (0, 0, min(hole.shape[1:]))
+            seen, part = shrink(image, hole, box, size)
+            if part.any():
+                fills = fill(method.inpaint, seen[None], part[None].to(args.device), samples,
+                             args.seed)[0].cpu()
             else:
-                tqdm.write(f"{stem}: the hole is empty, nothing to do; the image is copied")
-                fills = image.expand(samples, *image.shape)
+                tqdm.write(f"{stem}: the hole is too thin for the network, and blurred over"
+                           if hole.any() else
+                           f"{stem}: the hole is empty, nothing to do; the image is copied")
+                fills = seen.expand(samples, *seen.shape)
             bar.update((i + 1) * work - bar.n)
-            image, hole, fills = image.numpy(), hole.cpu().numpy(), fills.cpu().numpy()
-            write_png(Image.fromarray(image), out / f"{stem}_input.png", told)
-            write_png(Image.fromarray((255 * hole[0]).astype(np.uint8)), out / f"{stem}_hole.png",
-                      told)
+            picture = Image.fromarray((255 * hole[0]).byte().numpy())
+            write_png(Image.fromarray(image.numpy()), out / f"{stem}_input.png", told)
+            write_png(picture, out / f"{stem}_hole.png", told)
             for k, filled in enumerate(fills):
-                write_png(Image.fromarray(filled), out / f"{stem}_{k}.png", told)
-            write_png(side_by_side(image, hole, fills), out / f"{stem}.png", told)
+                result = paste(image, hole, box, filled)
+                write_png(Image.fromarray(result.numpy()), out / f"{stem}_{k}.png", told)
+            original = shrink(image, torch.zeros_like(hole), box, size)[0]
+            seen = torch.where(part[0, :, :, None] > 0, original, seen)
+            sheet = side_by_side(seen.numpy(), part.numpy(), fills.numpy())
+            write_png(sheet, out / f"{stem}.png", told)
     print(f"{len(holes)} image{'s' * (len(holes) > 1)} × {samples} fill{'s' * (samples > 1)}, seed "
           f"{args.seed}, {method.CALLS} network calls a fill, {time.time() - begun:.1f} s: {out}/")
 

@@ -72,17 +72,15 @@ MASKS = {**FAMILIES, "full": full}
 def mixture(batch, size, generator=None, device="cpu", all_hole=0.2):
     """What the network trains on: a share `all_hole` of full holes, the rest of all families."""
     u = _uniform(batch, 1, generator, device)[:, 0]
-    drawn = ((u - all_hole) / (1 - all_hole) * len(FAMILIES)).floor()     # < 0: full
-    hole = full(batch, size, generator, device)
-    for i, family in enumerate(FAMILIES.values()):
-        chosen = (drawn == i).nonzero()[:, 0]
-        hole[chosen] = family(len(chosen), size, generator, device)
-    return hole
+    kind = ((u - all_hole) / (1 - all_hole) * len(FAMILIES)).floor().long().clamp(min=-1)
+    drawn = [family(batch, size, generator, device) for family in MASKS.values()]    # full is last
+    return torch.stack(drawn)[kind, torch.arange(batch, device=device)]
 
 
 def from_image(image, size):
-    """A hole from an 8-bit grey Pillow picture of any size: nearest-resized, white = fill."""
-    pixels = np.array(image.resize((size, size), Image.NEAREST))
+    """A hole of size (width, height) from an 8-bit grey Pillow picture, nearest-resized; white =
+    fill: [1, 1, height, width]."""
+    pixels = np.array(image.resize(size, Image.NEAREST))
     return torch.from_numpy(pixels >= 128).float()[None, None]
 
 

@@ -3,11 +3,13 @@
     python train.py --data PATH/TO/celeba            # the CelebA folder, or zips of it
     python train.py --data synthetic --steps 500     # no data at hand
     python train.py --resume --out runs/celeba64     # go on after Ctrl-C, a kill, a power cut
+    torchrun --nproc_per_node 4 train.py --data …    # the same run, its batches shared out
 
 Every --every steps, in --out: `checkpoint.pt` (all that --resume needs), `weights.pt` (the moving
 average alone, in half precision: what inpaint.py loads), `log.jsonl`, `samples.png`.
 """
 import argparse
+import contextlib
 import copy
 import json
 import math
@@ -22,6 +24,7 @@ from tqdm import tqdm
 
 import data
 import masks
+import together
 from ddpm import DDPM
 from safety import (BadInput, alone, device, read_tensors, reading, run, version, whole, within,
                     write_png, write_tensors)
@@ -35,31 +38,32 @@ NO_DATA = ("no training images: give --data one of (1) a folder with CelebA's im
 
 def train(args, checkpoint=None):
     """Algorithm 1 from step 0, or from a checkpoint; returns the moving average of the network."""
-    device = torch.device(args.device)
-    images = data.load(args.data, "train", args.size, args.crop, args.limit, args.cache)
-    torch.manual_seed(args.seed)
-    ddpm = DDPM(SCHEDULES[args.schedule](args.T), args.prediction, clip=True)
-    try:
-        net = UNet(args.size, args.patch, args.widths, args.blocks).to(device)
-    except ValueError as error:
-        raise BadInput(f"{error}: choose another --size, --patch or --widths") from None
-    ema = copy.deepcopy(net).requires_grad_(False)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=0.01)
-    generator = torch.Generator().manual_seed(args.seed)        # of batches, holes, t and noise
-    state = {"net": net, "ema": ema, "optimizer": optimizer}
+    device = together.own_device(args.device)
+    with together.first():                                      # who decodes for all
+        images = data.load(args.data, "train", args.size, args.crop, args.limit, args.cache)
+    images = resident(images, device)
+    ddpm = DDPM(SCHEDULES[args.schedule](args.T).to(device), args.prediction, clip=True)
+    state = build(args, device)
+    net, ema, optimizer = state.values()
+    generator = torch.Generator(device).manual_seed(args.seed)  # of batches, holes, t and noise
     start, losses = restore(checkpoint, state, generator) if checkpoint else (0, [])
+    losses = [loss.to(device) for loss in losses]
+    if args.compile:
+        net.compile()
+    eps_model, writes = together.share(net), together.RANK == 0
     interrupted, begun = on_signal(), time.time()
 
-    progress = tqdm(range(start, args.steps), "training", args.steps, initial=start, unit=" steps")
+    progress = tqdm(range(start, args.steps), "training", args.steps, initial=start, unit=" steps",
+                    disable=not writes)
     for step in progress:
         for group in optimizer.param_groups:
             group["lr"] = args.lr * ramp(step, args.steps, args.warmup)
 
-        chosen = torch.randint(len(images), (args.batch,), generator=generator)
-        x0 = flip(data.to_float(images[chosen]), generator).to(device)
+        chosen = torch.randint(len(images), (args.batch,), generator=generator, device=device)
+        x0 = flip(data.to_float(images[chosen.to(images.device)].to(device)), generator)
         hole = masks.mixture(args.batch, args.size, generator, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            loss = ddpm.loss(net, x0, hole, generator)
+            loss = ddpm.loss(eps_model, x0, hole, generator)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -68,22 +72,44 @@ def train(args, checkpoint=None):
 
         losses.append(loss.detach())
         due = (step + 1) % args.every == 0 or step + 1 == args.steps
-        if due or interrupted:
+        stop = together.largest(*interrupted)
+        if (due or stop) and writes:
             check(losses, step + 1)
-        if due:
+        if due and writes:
             rate = args.batch * (step + 1 - start) / (time.time() - begun)
             mean = log(args, step + 1, losses, rate)
             progress.set_postfix_str(f"loss {mean:.4f}, {rate:.0f} images/s")
-            losses.clear()
             draw(args, ddpm, ema, device)
-        if due or interrupted:
+        if due:
+            losses.clear()
+        if (due or stop) and writes:
             save(args, state, generator, step + 1, losses)
-        if interrupted:
+        if stop:
             progress.close()
-            print(f"interrupted: step {step + 1} is saved in {args.out}; go on with --resume",
-                  file=sys.stderr)
-            sys.exit(128 + interrupted[0])
+            if writes:
+                print(f"interrupted: step {step + 1} is saved in {args.out}; go on with --resume",
+                      file=sys.stderr)
+            sys.exit(128 + stop)
     return ema
+
+
+def build(args, device):
+    """All that is trained: the network, its moving average, and the network's optimizer."""
+    torch.manual_seed(args.seed)
+    try:
+        net = UNet(args.size, args.patch, args.widths, args.blocks).to(device)
+    except ValueError as error:
+        raise BadInput(f"{error}: choose another --size, --patch or --widths") from None
+    if device.type == "cuda":                                   # on CPUs it gains nothing
+        net = net.to(memory_format=torch.channels_last)
+    return {"net": net, "ema": copy.deepcopy(net).requires_grad_(False),
+            "optimizer": torch.optim.AdamW(net.parameters(), weight_decay=0.01, fused=True)}
+
+
+def resident(images, device):
+    """The images in the GPU's memory if they fill at most half of what is free; else as is."""
+    fit = device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    return images.to(device) if fit else images
 
 
 def ramp(step, steps, warmup):
@@ -93,15 +119,14 @@ def ramp(step, steps, warmup):
 
 def flip(images, generator):
     """Each image mirrored or not, at even odds."""
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
     return torch.where(mirrored, images.flip(3), images)
 
 
 @torch.no_grad()
 def average(ema, net, decay):
     """Exponential moving average of the weights: ema ← decay · ema + (1 - decay) · net."""
-    for mean, parameter in zip(ema.parameters(), net.parameters()):
-        mean.lerp_(parameter, 1 - decay)
+    torch._foreach_lerp_([*ema.parameters()], [*net.parameters()], 1 - decay)
 
 
 def on_signal():
@@ -185,8 +210,14 @@ def restore(checkpoint, state, generator):
     except (RuntimeError, ValueError):
         raise BadInput("--resume with another network than the checkpoint's: leave --size, "
                        "--patch, --widths and --blocks as they were") from None
+    for parameter, moments in state["optimizer"].state.items():
+        for name in ("exp_avg", "exp_avg_sq"):       # in the weights' layout, or fused AdamW mixes
+            moments[name] = torch.empty_like(parameter).copy_(moments[name])        # them up
     torch.set_rng_state(checkpoint["rng"]["torch"])
-    generator.set_state(checkpoint["rng"]["train"])
+    if torch.device(checkpoint["args"]["device"]).type == generator.device.type:
+        generator.set_state(checkpoint["rng"]["train"])
+    else:                                       # whose streams differ: go on with one not yet used
+        generator.manual_seed(checkpoint["args"]["seed"] + checkpoint["step"])
     return checkpoint["step"], checkpoint["losses"]
 
 
@@ -238,11 +269,16 @@ def parse(argv=None):
     add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1, …")
     add("--bf16", action=argparse.BooleanOptionalAction, default=cuda,
         help="bfloat16 matrix products: twice as fast where the processor has them")
+    add("--compile", action=argparse.BooleanOptionalAction, default=cuda,
+        help="compile the network: takes a minute, and on a CPU a C++ compiler")
     args, checkpoint = settle(parser, argv)
     within(args, 1, 10 ** 9, "steps", "warmup", "every")
     within(args, 1, 10 ** 6, "batch", "T")
     within(args, 1, 10 ** 4, "size", "patch", "widths", "blocks")
     within(args, 0, 0.999999, "ema")
+    if args.batch % together.NUMBER:
+        raise BadInput(f"--batch {args.batch} cannot be shared out evenly over {together.NUMBER} "
+                       "processes")
     return args, checkpoint
 
 
@@ -251,7 +287,8 @@ def settle(parser, argv):
     args, checkpoint = parser.parse_args(argv), None
     if args.resume:
         checkpoint = load_checkpoint(args.out)
-        here = {"out": args.out, "device": args.device, "resume": True}
+        here = {key: value for key, value in vars(args).items()
+                if key in ("out", "device", "compile", "resume")}
         parser.set_defaults(**{**checkpoint["args"], **here})
         args = parser.parse_args(argv)
     elif (Path(args.out) / "checkpoint.pt").exists():
@@ -266,10 +303,13 @@ def settle(parser, argv):
 
 
 def main():
-    args, checkpoint = parse()
-    with alone(args.out):
-        cut_log(args.out, checkpoint["step"] if checkpoint else 0)
-        train(args, checkpoint)
+    with together.joined():
+        with together.first():
+            args, checkpoint = parse()
+        with alone(args.out) if together.RANK == 0 else contextlib.nullcontext():
+            if together.RANK == 0:
+                cut_log(args.out, checkpoint["step"] if checkpoint else 0)
+            train(args, checkpoint)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 import argparse
 import sys
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
@@ -99,15 +101,75 @@ def test_a_folder_in_a_folder_out_and_every_image_as_if_alone(command, tmp_path)
     assert (read("two/b_0.png") != read("one/b_0.png")).any()
 
 
-def test_a_mask_file_falls_where_it_was_painted(command, tmp_path):
-    """In a wide photograph the centred square is cut: from the mask, too."""
-    mask = np.zeros((120, 160), np.uint8)            # twice the photograph's size: the same shape
-    mask[:, 60:100] = 255                            # in the square's middle third
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    command(photograph(tmp_path / "a.png", 80, 60), "--mask", tmp_path / "mask.png")
-    columns = (read("out/a_hole.png") == 255).mean(axis=0)
-    assert set(columns) == {0, 1} and abs(columns.mean() - 1 / 3) < 0.05
-    assert columns[SIZE // 2] == 1 and columns[0] == columns[-1] == 0
+@pytest.mark.parametrize("width, height, hole", [
+    (300, 200, (150, 20, 190, 60)),             # in the centred square
+    (300, 200, (5, 150, 25, 190)),              # left of it
+    (300, 200, (0, 60, 300, 90)),               # longer than the photograph is high
+    (200, 300, (0, 0, 200, 300)),               # all
+    (1200, 900, (1100, 10, 1110, 30)),          # a speck in a corner
+    (20, 30, (5, 5, 15, 20)),                   # smaller than the network's images
+    (300, 200, (100, 50, 300, 51)),             # thin
+])
+def test_a_photograph_keeps_its_size_and_every_pixel_outside_the_hole(
+        command, tmp_path, width, height, hole):
+    left, top, right, bottom = hole
+    mask = np.zeros((height, width), np.uint8)
+    mask[top:bottom, left:right] = 255
+    Image.fromarray(mask).resize((2 * width, 2 * height)).save(tmp_path / "mask.png")
+    command(photograph(tmp_path / "a.png", width, height), "--mask", "mask.png", "--samples", 2)
+    given, filled = read(tmp_path / "a.png"), read("out/a_1.png")
+    assert (read("out/a_input.png") == given).all() and (read("out/a_hole.png") == mask).all()
+    assert (filled[mask == 0] == given[mask == 0]).all()
+    assert (filled[mask > 0] != given[mask > 0]).any(axis=1).mean() > 0.9
+
+
+@hypothesis.given(st.integers(8, 400), st.integers(8, 400), st.data())
+def test_the_network_sees_the_whole_hole_and_the_hole_is_not_small(width, height, draw):
+    left, top = (draw.draw(st.integers(0, length - 1)) for length in (width, height))
+    right, bottom = (draw.draw(st.integers(low + 1, length))
+                     for low, length in ((left, width), (top, height)))
+    hole = torch.zeros(1, height, width)
+    hole[:, top:bottom, left:right] = 1
+    y, x, side = inpaint.region(hole, 64)
+    extent = max(right - left, bottom - top)
+    assert x <= left and right <= x + side and y <= top and bottom <= y + side
+    assert side <= max(64, inpaint.FINEST * extent)
+    if extent <= min(width, height):
+        assert 0 <= x <= width - side and 0 <= y <= height - side
+    _, part = inpaint.shrink(torch.zeros(height, width, 3).byte(), hole, (y, x, side), 64)
+    assert part.any() or min(right - left, bottom - top) < side / 64 * 2
+
+
+def test_the_window_of_training_is_kept_if_it_holds_the_hole():
+    hole = torch.zeros(1, 218, 178)
+    hole[:, 80:110, 60:100] = 1
+    assert inpaint.region(hole, 64) == (39, 19, 140)
+    hole[:, 10] = 1
+    assert inpaint.region(hole, 64) != (39, 19, 140)
+
+
+def test_what_is_in_the_hole_is_never_seen():
+    hole = torch.zeros(1, 100, 130)
+    hole[:, 21:67, 33:76] = 1
+    one, other = (torch.full((100, 130, 3), 90, dtype=torch.uint8) for _ in range(2))
+    other[hole[0] > 0] = 255
+    box = inpaint.region(hole, 32)
+    seen, part = inpaint.shrink(one, hole, box, 32)
+    assert (inpaint.shrink(other, hole, box, 32)[0] == seen).all()
+    assert (seen[part[0] == 0] == 90).all()
+
+
+@pytest.mark.parametrize("box", [(10, 40, 80), (0, 0, 100), (-15, 0, 130), (40, 60, 20)])
+def test_shrunk_and_pasted_back_a_smooth_photograph_is_itself(box):
+    y, x = torch.meshgrid(torch.arange(100.0), torch.arange(130.0), indexing="ij")
+    photograph = torch.stack([2 * y, 1.5 * x, 100 + 0.5 * y - 0.3 * x], dim=-1)
+    photograph = photograph.round().byte()
+    hole = torch.zeros(1, 100, 130)
+    hole[:, 45:55, 65:75] = 1
+    small, _ = inpaint.shrink(photograph, torch.zeros_like(hole), box, 32)
+    back = inpaint.paste(photograph, hole, box, small)
+    error = (back.float() - photograph.float())[hole[0] > 0]
+    assert error.abs().max() <= 2 and error.mean(dim=0).abs().max() < 0.5
 
 
 def test_an_empty_hole_is_said_and_the_image_copied(command, tmp_path):
@@ -119,7 +181,7 @@ def test_an_empty_hole_is_said_and_the_image_copied(command, tmp_path):
 
 def test_an_all_white_mask_is_unconditional(command, tmp_path):
     Image.new("L", (60, 60), 255).save(tmp_path / "mask.png")
-    command(photograph(tmp_path / "a.png", 60, 60), "--mask", "mask.png", "--samples", 1)
+    command(photograph(tmp_path / "a.png", SIZE, SIZE), "--mask", "mask.png", "--samples", 1)
     command(photograph(tmp_path / "b.jpg", 60, 60), "--mask", "full", "--samples", 1)
     assert (read("out/a_0.png") == read("out/b_0.png")).all()
 

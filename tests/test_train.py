@@ -176,3 +176,29 @@ def test_another_network_is_refused(tmp_path):
     start(tmp_path)
     with pytest.raises(BadInput, match="--widths"):
         start(tmp_path, "--resume", "--widths", "8", "8")
+
+
+def test_the_network_is_compiled_into_one_graph(tmp_path, monkeypatch):
+    """Whatever t and the holes are, while others of other sizes run: no second graph, no break."""
+    graphs, compile = [], torch.nn.Module.compile
+    monkeypatch.setattr(UNet, "compile", lambda net: compile(
+        net, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward))
+    start(tmp_path, "--compile")
+    assert len(graphs) == 1
+    assert not any("_orig_mod" in name for name in train.load_checkpoint(tmp_path)["net"])
+
+
+def test_a_checkpoint_goes_on_in_another_memory_layout(tmp_path):
+    """As when a CPU's run is resumed on a GPU: fused AdamW pairs numbers by place in memory."""
+    start(tmp_path)
+    checkpoint, stepped = train.load_checkpoint(tmp_path), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        net = UNet(16, 1, [8, 16], 1).to(memory_format=layout)
+        optimizer = torch.optim.AdamW(net.parameters(), fused=True)
+        state = {"net": net, "ema": UNet(16, 1, [8, 16], 1), "optimizer": optimizer}
+        train.restore(checkpoint, state, torch.Generator())
+        for parameter in net.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        stepped.append(net.state_dict())
+    torch.testing.assert_close(*stepped)

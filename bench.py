@@ -1,0 +1,152 @@
+"""How fast is this machine at it? Every part beside something to compare with, as ratios.
+
+    python bench.py --batch 16    # of the shipped network's shape; a GPU wants larger batches
+
+The two sides of a row are timed in turn, so that whatever else the machine does slows both; a first
+round, which compiles and fills caches, does not count. `pip install diffusers --no-deps`, and what
+it asks for, brings a peer: its UNet2DModel, made as wide as costs the same number of operations.
+"""
+import argparse
+import copy
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+from tqdm import tqdm
+
+import data
+import masks
+import peers
+import scores
+import train
+from ddpm import DDPM
+from safety import run
+from schedules import cosine_betas
+from unet import UNet
+
+
+def works(args, net, x0, hole):
+    """(a forward pass, a training step as in train.py, sampling) as functions without arguments."""
+    ddpm, t = DDPM(cosine_betas(), "v", clip=True), torch.full((len(x0),), 150, device=x0.device)
+    ema, generator = copy.deepcopy(net).requires_grad_(False), torch.Generator(x0.device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+    autocast = torch.autocast(x0.device.type, torch.bfloat16, enabled=args.bf16)
+    if args.compile:
+        net.compile()
+
+    def step():
+        with autocast:
+            loss = ddpm.loss(net, x0, hole, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        train.average(ema, net, 0.999)
+    look = autocast(torch.no_grad()(lambda: net(x0, t, hole)))
+    return look, step, autocast(lambda: ddpm.sample(net, x0, hole, args.calls, 0.0))
+
+
+def around(args, folder):
+    """Rows of what surrounds the network, each beside the plain way to do it; all on the CPU."""
+    paths = [Path(folder) / f"{i}.jpg" for i in range(16 * args.batch)]
+    for path, image in zip(paths, data.synthetic(len(paths), 2 * args.size).numpy()):
+        Image.fromarray(image).save(path)
+    images, hole = data.synthetic(args.batch, args.size), masks.center(args.batch, args.size)
+    fills = images // 2
+
+    start = partial(subprocess.run, cwd=folder, check=True, capture_output=True)
+    command = [sys.executable, Path(__file__).with_name("inpaint.py"), "--samples=1"]
+
+    def pack():
+        with tempfile.TemporaryDirectory() as cache:
+            data.load(paths, "all", args.size, cache=cache)
+
+    def ssim():
+        for image, fill in zip(images.numpy(), fills.numpy()):
+            structural_similarity(image, fill, channel_axis=2, gaussian_weights=True)
+    return {"packing JPEGs | Pillow, one by one": (
+                pack, lambda: [data.square(data.open_image(path), args.size) for path in paths]),
+            "all scores | scikit-image's SSIM alone": (
+                lambda: scores.score(images, fills[:, None], hole), ssim),
+            "inpaint.py, 20 calls, start to end | import torch": (
+                lambda: start(command), lambda: start([sys.executable, "-c", "import torch"]))}
+
+
+def clock(work, device):
+    """Seconds until all that work() has started on the device has ended."""
+    begun = time.perf_counter()
+    work()
+    torch.cuda.synchronize(device) if device != "cpu" else None
+    return time.perf_counter() - begun
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add, cuda = parser.add_argument, torch.cuda.is_available()
+    add("--batch", type=int, default=16)
+    add("--size", type=int, default=64, help="side of the images, pixels")
+    add("--widths", type=int, nargs="+", default=[64, 128, 224], help="as for train.py")
+    add("--calls", type=int, default=20, help="of the network, to sample")
+    add("--repeats", type=int, default=7, help="rounds that count")
+    add("--device", default="cuda" if cuda else "cpu")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=cuda)
+    add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
+    args = parser.parse_args()
+    n, layout = (1024, None) if args.device == "cpu" else (8192, torch.channels_last)
+    net = UNet(args.size, 2, args.widths).to(args.device, memory_format=layout)
+    x0 = data.to_float(data.synthetic(args.batch, args.size)).to(args.device)
+    hole = masks.mixture(args.batch, args.size, torch.Generator().manual_seed(0), args.device)
+    flops = args.batch * peers.operations(net, args.size, backward=True)
+    matrix = torch.ones(n, n, device=args.device, dtype=torch.bfloat16 if args.bf16 else None)
+    ours = works(args, net, x0, hole)
+    rows = {"training step | a matrix product": (ours[1], lambda: matrix @ matrix),
+            "holes | training step": (
+                lambda: masks.mixture(args.batch, args.size, device=args.device), ours[1])}
+    try:
+        peer, share = peers.diffusers_unet(net, args.size)
+        theirs = works(args, peer.to(args.device, memory_format=torch.channels_last), x0, hole)
+        names = "forward", "training step", f"sampling, {args.calls} calls"
+        rows |= {f"{name} | diffusers, {share:.2f} × the operations": pair
+                 for name, *pair in zip(names, ours, theirs)}
+    except ImportError as error:
+        print(f"nothing to compare the network with: {error}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        rows |= around(args, folder)
+        rounds = [[[clock(work, args.device) for work in pair] for pair in rows.values()]
+                  for _ in tqdm(range(args.repeats + 1), "measuring", unit=" rounds")]
+    report(args, dict(zip(rows, np.array(rounds[1:]).transpose(1, 2, 0))), flops, 2 * n ** 3)
+    if args.device != "cpu":
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            elapsed = clock(lambda: [ours[1]() for _ in range(10)], args.device)
+        busy = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+        print(f"In training, the GPU idles for {1 - busy / elapsed:.0%} of the time.")
+
+
+def report(args, seconds, flops, product):
+    """Print the table: seconds {row: [2, repeats]}; operations of a step and of the product."""
+    cpu = platform.processor() or Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2]
+    device = (f"{torch.get_num_threads()} CPU threads ({cpu.partition(chr(10))[0]})"
+              if args.device == "cpu" else torch.cuda.get_device_name(args.device))
+    print(f"{device}, Python {platform.python_version()}, torch {torch.__version__}; batch "
+          f"{args.batch}, {args.size}×{args.size}, {'bfloat16' if args.bf16 else 'float32'}"
+          f"{', compiled' * args.compile}; medians of {args.repeats} [quartiles]\n\n"
+          "| what | beside | ms | beside, ms | times as fast |\n|---|---|---|---|---|")
+    for row, (one, other) in seconds.items():
+        low, middle, high = np.percentile(other / one, (25, 50, 75))
+        print(f"| {row} | {np.median(one) * 1e3:.3g} | {np.median(other) * 1e3:.3g} | "
+              f"{middle:.3g} [{low:.3g} … {high:.3g}] |")
+    step, matrix = np.median(seconds["training step | a matrix product"], axis=1)
+    print(f"\nTraining does {flops / step / 1e12:.3g}·10¹² operations a second, "
+          f"{flops / step * matrix / product:.0%} of the matrix product's rate.")
+
+
+if __name__ == "__main__":
+    run(main)

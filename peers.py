@@ -1,0 +1,35 @@
+"""Other people's networks, timed beside ours by bench.py: its dependencies alone."""
+import copy
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def operations(net, size, backward=False):
+    """Floating-point operations in an eps_model's matrix products, an image; multiply and add are
+    two. Counted without data, where attention, which is fused elsewhere, is products, too."""
+    net = copy.deepcopy(net).to("meta")
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        output = net(torch.zeros(1, 3, size, size), torch.zeros(1), torch.zeros(1, 1, size, size))
+        if backward:
+            output.sum().backward()
+    return counter.get_total_flops()
+
+
+def diffusers_unet(net, size):
+    """diffusers' U-Net as an eps_model of about as many operations as `net`; (network, share)."""
+    from diffusers import UNet2DModel
+
+    class Peer(UNet2DModel):
+        def forward(self, x, t, hole):
+            return super().forward(torch.cat([x, hole], dim=1), t, return_dict=False)[0]
+
+    def make(w, last):
+        return Peer(size, 4, 3, block_out_channels=(w, 2 * w, last), norm_num_groups=4,
+                    attention_head_dim=None, up_block_types=("AttnUpBlock2D",) * 2 + ("UpBlock2D",),
+                    down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * 2)
+
+    target = operations(net, size)
+    w = next(w for w in range(4, 1024, 4) if operations(make(w + 4, 2 * w + 8), size) > target)
+    last = min(range(2 * w, 8 * w, 4), key=lambda v: abs(operations(make(w, v), size) - target))
+    return make(w, last), operations(make(w, last), size) / target

@@ -1,0 +1,82 @@
+"""bench.py counts and computes what it says; how fast a machine is, no test can know."""
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bench
+import data
+import inpaint
+import masks
+import peers
+from unet import UNet
+
+ROOT = Path(__file__).parents[1]
+
+
+class Products(torch.nn.Module):
+    """An eps_model of a convolution and of attention over all pixels, one head of 3 channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, x, t, hole):
+        h = self.convolution(torch.cat([x, hole], dim=1)).flatten(2).transpose(1, 2)[:, None]
+        return torch.nn.functional.scaled_dot_product_attention(h, h, h)
+
+
+def test_operations_against_a_count_by_hand():
+    """Backward, each product takes two of its size; but the convolution's input needs none."""
+    convolution, attention = 2 * 4 * 3 * 9 * 64, 2 * 2 * 64 * 64 * 3
+    assert peers.operations(Products(), 8) == convolution + attention
+    assert peers.operations(Products(), 8, backward=True) == 2 * convolution + 3 * attention
+
+
+def test_the_step_that_is_timed_trains():
+    torch.manual_seed(0)
+    net, images = UNet(16, 2, [8, 16], 1), data.to_float(data.synthetic(4, 16))
+    args = argparse.Namespace(bf16=False, compile=False, calls=3)
+    look, step, sample = bench.works(args, net, images, masks.center(4, 16))
+    before = [parameter.clone() for parameter in net.parameters()]
+    step()
+    assert any((a != b).any() for a, b in zip(before, net.parameters()))
+    assert look().shape == sample().shape == images.shape and not look().requires_grad
+
+
+def test_the_table_gives_medians_quartiles_and_the_share_of_the_rate(capsys):
+    args = argparse.Namespace(device="cpu", batch=2, size=16, bf16=False, compile=False, repeats=5)
+    seconds = {"training step | a matrix product": np.array([[2, 2, 2, 2, 9], [1, 2, 4, 6, 90]]),
+               "a | b": np.array([[1.0] * 5, [0.5] * 5])}
+    bench.report(args, seconds, flops=3e9, product=12e9)
+    printed = capsys.readouterr().out
+    assert "| training step | a matrix product | 2e+03 | 4e+03 | 2 [1 … 3] |" in printed
+    assert "| a | b | 1e+03 | 500 | 0.5 [0.5 … 0.5] |" in printed
+    assert "0.0015·10¹² operations a second, 50% of" in printed
+    assert torch.__version__ in printed
+
+
+def test_diffusers_network_costs_what_ours_does():
+    pytest.importorskip("diffusers")
+    net = UNet(32, 2, [32, 64, 96], 1)
+    peer, share = peers.diffusers_unet(net, 32)
+    assert peers.operations(peer, 32) / peers.operations(net, 32) == pytest.approx(share)
+    assert 0.9 < share < 1.1
+    x, t, hole = torch.zeros(2, 3, 32, 32), torch.zeros(2).long(), torch.zeros(2, 1, 32, 32)
+    assert peer(x, t, hole).shape == net(x, t, hole).shape
+
+
+@pytest.mark.skipif(not inpaint.WEIGHTS.exists(), reason="no shipped weights yet")
+def test_every_row_is_measured():
+    done = subprocess.run([sys.executable, ROOT / "bench.py", "--batch", "2", "--repeats", "1",
+                           "--size", "16", "--widths", "8", "16", "24", "--calls", "2", "--device",
+                           "cpu"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+    assert {row[0].strip("| ") for row in rows} >= {
+        "training step", "holes", "packing JPEGs", "all scores", "inpaint.py, 20 calls, start to end"}
+    assert all(float(number) > 0 for row in rows for number in row[2:4])
