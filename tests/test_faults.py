@@ -528,8 +528,8 @@ def claim(**unet):
 
 
 def expand(content):
-    """One number that says that it is a network of 10¹⁰."""
-    content["settings"]["unet"] |= {"widths": [2 ** 15]}
+    """One number that says that it is 10⁸ weights."""
+    content["settings"]["unet"] |= {"widths": [2 ** 10]}
     net = torch.nn.Module()
     with torch.device("meta"):
         net = inpaint.UNet(**content["settings"]["unet"])
