@@ -137,8 +137,9 @@ class DDPM:
 
         x_0 + (λ_s-λ_t) / (λ_t-λ_r) · (x_0 - before) / 2
 
-        `step` with this and η = 0 is DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): of second order,
-        DDIM of first, at the same calls. DDIM's fills of 20 calls vary too little.
+        `step` to it is of second order where DDIM, or Algorithm 2 in strides, is of first, at the
+        same calls: DPM-Solver++(2M) for η = 0, its SDE version for η = 1 (Lu et al. 2022). Without
+        it, the fills of 20 calls vary too little.
         """
         past, here, there = (torch.logit(self.alpha_bar(level, x0)) for level in (r, t, s))
         x0 = x0 + (there - here) / (here - past) * (x0 - before) / 2
@@ -165,7 +166,7 @@ class DDPM:
 
         image [B, C, H, W] in [-1, 1]; what it holds inside the hole is never looked at.
         hole  [B, 1, H, W]; all ones: an unconditional sample.
-        steps None is the whole chain, T calls; eta: see `step`, and for 0 `ahead`.
+        steps None is the whole chain, T calls; fewer take longer steps, see `ahead`; eta: see `step`.
         generator: one, or a list of one an image, which makes a fill independent of its batch.
         callback(t, x, x0), if given, is called after every step with t's level, x and the x_0 seen.
         Returns [B, C, H, W]: outside the hole exactly `image`; inside it in [-1, 1] if `clip` is set.
@@ -173,10 +174,11 @@ class DDPM:
         times = self.times(self.T if steps is None else steps)
         x, before = torch.where(hole > 0, randn_like(image, generator), image), None
         for t, s in zip(times[:-1], times[1:]):
+            stride = before and -1 < s < t - 1         # between neighbours Algorithm 2 stands as it is
             t, s = (torch.full((len(x),), level, device=x.device) for level in (t, s))
             x0, eps = self.predict(eps_model, x, t, hole)
             aim = x0
-            if eta == 0 and before and s[0] >= 0:                # at s = -1, λ is infinite
+            if stride:
                 aim = self.ahead(x0, t, *before, s)
                 eps = self.predict_eps(x, t, aim)
             x = torch.where(hole > 0, self.step(aim, eps, t, s, eta, generator), image)

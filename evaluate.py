@@ -378,7 +378,7 @@ def parse():
     add("--save", action="store_true", help="write inputs, holes and fills under --out/fills")
     add("--samples", type=int, default=4, help="fills of an image by a method that draws")
     add("--steps", type=int, default=20, help="network calls a fill")
-    add("--eta", type=float, help="0: DDIM, keep's default … 1: ancestral")
+    add("--eta", type=float, help="0: deterministic … 1: ancestral, the default")
     add("--bf16", action="store_true", help="bfloat16 matrix products in the network")
     add("--perceptual", action=argparse.BooleanOptionalAction, default=True,
         help="FID, KID and LPIPS, whose networks cost more than all the rest on a CPU")

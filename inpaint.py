@@ -198,7 +198,7 @@ def main():
         "them: as for train.py's --data")
     add("--samples", type=int, default=4, help="fills of every image, by a method that draws")
     add("--steps", type=int, default=20, help="network calls a fill, at most the chain's T")
-    add("--eta", type=float, help="0: DDIM, deterministic, keep's default … 1: ancestral, as in DDPM")
+    add("--eta", type=float, help="0: deterministic … 1: ancestral, as in DDPM, the default")
     add("--seed", type=int, default=0, help="of the noise and of a drawn hole")
     add("--weights", default=WEIGHTS, help="a weights.pt or checkpoint.pt of train.py's")
     add("--out", default="out", help="folder for the results")

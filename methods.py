@@ -24,7 +24,7 @@ BASELINES = Path(__file__).parent / "baselines"
 JUMP, REPEATS = 10, 10                  # of repaint
 
 
-def keep(ddpm, eps_model, image, hole, steps, eta=0.0, generator=None, callback=None):
+def keep(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
     """Known pixels are kept, clean, at every step, and the network knows the hole."""
     return ddpm.sample(eps_model, image, hole, steps, eta, generator, callback)
 

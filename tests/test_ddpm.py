@@ -113,7 +113,7 @@ MEAN = 5e-4
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("eta, allowance", [(1.0, 0.010), (0.0, 6e-5)])
+@pytest.mark.parametrize("eta, allowance", [(1.0, 0.010), (0.0, 0.0045)])
 def test_unconditional_moments_of_two_pixels(monkeypatch, prediction, eta, allowance):
     world = two_pixels(DDPM(cosine_betas(300), prediction))
     hole = torch.ones(1, 1, 1, 2, dtype=F64)
@@ -122,7 +122,7 @@ def test_unconditional_moments_of_two_pixels(monkeypatch, prediction, eta, allow
     assert_close(cov, world.cov, rtol=0, atol=allowance)
 
 
-@pytest.mark.parametrize("steps, eta, allowance", [(50, 0.0, 0.003), (50, 1.0, 0.043)])
+@pytest.mark.parametrize("steps, eta, allowance", [(50, 0.0, 0.003), (50, 1.0, 0.012)])
 def test_unconditional_moments_of_a_textured_image(monkeypatch, steps, eta, allowance):
     world = textured(DDPM(cosine_betas(300)))
     blank = torch.zeros(1, 1, 8, 8, dtype=F64)
@@ -132,8 +132,8 @@ def test_unconditional_moments_of_a_textured_image(monkeypatch, steps, eta, allo
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("steps, eta, allowance", [(300, 0.0, 7e-5), (150, 1.0, 0.011),
-                                                   (20, 0.0, 0.008), (30, 1.0, 0.04)])
+@pytest.mark.parametrize("steps, eta, allowance", [(300, 0.0, 0.0026), (150, 1.0, 0.004),
+                                                   (20, 0.0, 0.008), (20, 1.0, 0.008)])
 def test_inpainting_has_the_conditional_moments(monkeypatch, prediction, steps, eta, allowance):
     world = textured(DDPM(cosine_betas(300), prediction))
     image, hole = drawn_from(world, 1), box()
@@ -144,31 +144,45 @@ def test_inpainting_has_the_conditional_moments(monkeypatch, prediction, steps, 
     assert_close(cov, C, rtol=0, atol=allowance)
 
 
-def test_ancestral_sampling_is_of_first_order(monkeypatch):
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_between_neighbours_the_sampler_is_of_first_order(monkeypatch, eta):
     """Twice the steps, about half the error."""
     def error(steps):
         world = two_pixels(DDPM(cosine_betas(steps)))
         hole = torch.ones(1, 1, 1, 2, dtype=F64)
-        _, cov = exact_moments(monkeypatch, world, 0 * hole, hole, steps, 1.0)
+        _, cov = exact_moments(monkeypatch, world, 0 * hole, hole, steps, eta)
         return (cov - world.cov).abs().max()
     assert 0.4 < error(128) / error(64) < 0.65
 
 
 @pytest.mark.parametrize("order, low, high", [(1, 3.5, 5.0), (2, 16, 60)])
-def test_the_solver_is_of_second_order_and_ddim_of_first(monkeypatch, order, low, high):
-    """A quarter of the step: a quarter of DDIM's distance to the exact path, a sixteenth or less
-    of the solver's (from the same noise to where the finest steps lead)."""
+def test_in_strides_the_solver_is_of_second_order_and_ddim_of_first(monkeypatch, order, low, high):
+    """A quarter of the stride: a quarter of DDIM's distance to the exact path, a sixteenth or less
+    of the solver's (from the same noise to where the finest strides lead)."""
     world = two_pixels(DDPM(cosine_betas(1_600)))
     blank = torch.zeros(100, 1, 1, 2, dtype=F64)
 
     def end(steps):
         return world.process.sample(world, blank, blank[..., :1] + 1, steps, 0.0,
                                     torch.Generator().manual_seed(0))
-    exact = end(1_600)
+    exact = end(800)
     if order == 1:
         monkeypatch.setattr(DDPM, "ahead", lambda self, x0, *_: x0)
     errors = [(end(steps) - exact).square().mean().sqrt() for steps in (25, 100)]
     assert low < errors[0] / errors[1] < high
+
+
+def test_twenty_calls_vary_as_they_should_and_would_not_without_ahead(monkeypatch):
+    """The fills' variance, of what it should be: all of it; Algorithm 2 in strides loses a third."""
+    world = textured(DDPM(cosine_betas(300)))
+    image, hole = drawn_from(world, 1), box()
+    _, C = world.conditional(image, hole)
+
+    def share():
+        return exact_moments(monkeypatch, world, image, hole, 20, 1.0)[1].trace() / C.trace()
+    assert 0.97 < share() < 1.03
+    monkeypatch.setattr(DDPM, "ahead", lambda self, x0, *_: x0)
+    assert share() < 0.75
 
 
 @pytest.mark.parametrize("clip", [False, True])
