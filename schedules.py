@@ -22,6 +22,13 @@ def linear_betas(T=300, start=1e-4, end=0.02):
     return torch.linspace(start, end, T, dtype=torch.float64)
 
 
+def rescaled_betas(T=300):
+    """The straight line that T = 1000 has, in T steps: β from 0.1/T to 20/T, so that ᾱ falls as it
+    does there, to ᾱ_T ≈ 4e-5; below T = 20, clipped as the cosine's is."""
+    _check(T)
+    return linear_betas(T, 0.1 / T, min(20 / T, 0.999))
+
+
 def cosine_betas(T=300, s=0.008, largest=0.999):
     """ᾱ falls as a squared cosine from 1 to almost 0 (Nichol and Dhariwal 2021, eq. 17).
 
@@ -39,4 +46,4 @@ def _check(T):
         raise ValueError(f"a schedule needs T ≥ 1 steps, not {T}")
 
 
-SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas}
+SCHEDULES = {"linear": linear_betas, "rescaled": rescaled_betas, "cosine": cosine_betas}

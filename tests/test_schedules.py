@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch.testing import assert_close
 
-from schedules import SCHEDULES, cosine_betas, linear_betas
+from schedules import SCHEDULES, cosine_betas, linear_betas, rescaled_betas
 
 schedules = st.sampled_from(sorted(SCHEDULES))
 
@@ -32,6 +32,17 @@ def test_linear_is_a_straight_line(T):
     betas = linear_betas(T)
     line = [1e-4 + (0.02 - 1e-4) * t / max(1, T - 1) for t in range(T)]
     assert_close(betas, torch.tensor(line, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("T", [100, 300, 2_000])
+def test_rescaled_fades_as_the_thousand_steps_of_the_paper_do(T):
+    """At the same share of the way, ln ᾱ agrees, to what Σ β²/2 ≈ 20²/6T says of long steps."""
+    paper, ours = (torch.cumprod(1 - betas, dim=0).log()
+                   for betas in (linear_betas(1_000), rescaled_betas(T)))
+    share = torch.arange(1, 11)
+    paper, ours = paper[share * 100 - 1], ours[share * T // 10 - 1]
+    assert_close(ours, paper, rtol=0, atol=20 ** 2 / 6 / min(T, 1_000) + 0.02)
+    assert_close(rescaled_betas(1_000), linear_betas(1_000))
 
 
 def test_linear_at_300_stops_with_a_fifth_of_the_amplitude():
