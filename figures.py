@@ -8,6 +8,7 @@ t counts from 1 here, as in the papers: x_t has seen t steps of noise, x_0 none.
 """
 import argparse
 import io
+import json
 import math
 import re
 from functools import cached_property
@@ -40,6 +41,7 @@ STYLE = {                       # solid, dashed, dotted: three lines even withou
     "axes.spines.right": False, "axes.spines.top": False, "axes.titlesize": 10, "font.size": 9,
     "image.cmap": "gray", "legend.frameon": False, "lines.linewidth": 2,
     "figure.constrained_layout.use": True, "savefig.bbox": "tight", "savefig.dpi": 100}
+COLOURS = dict(zip(methods.NETWORK, ("#14305c", "#999999", "#d0661a", "#5f7a94", "#000000")))
 PANEL = 1.28                    # inches, the side of an image: 128 pixels
 T = 300                         # levels, as in the course
 SAMPLES = 20_000                # of a histogram
@@ -455,6 +457,26 @@ def side_by_side(course, fig):
             columns[title] = data.to_float(fills[:, k])
     columns["original"] = data.to_float(images)
     strip(fig, [*zip(*columns.values())], columns, masks.FAMILIES)
+
+
+@figure("calls", height=3.4)
+def quality_against_calls(course, fig):
+    """From docs/calls.json: results.json of evaluate.py, a run after the other."""
+    runs = json.loads((Path(__file__).parent / "docs" / "calls.json").read_text())
+    axes = fig.subplots(1, 2, sharey=True)
+    for ax, mask in zip(axes, ("center", "irregular")):
+        for marker, method in zip("os^Dv", methods.NETWORK):
+            for run_, face in zip(runs, (None, "white")):
+                points = sorted((r["calls"], *r["crps"]) for r in run_["results"]
+                                if (r["mask"], r["method"].split("@")[0]) == (mask, method))
+                if points:
+                    calls, mean, low, high = torch.tensor(points).T
+                    line = ax.errorbar(calls, mean, [mean - low, high - mean], marker=marker, mfc=face,
+                                       color=COLOURS[method], capsize=2, lw=1.2, label=method)
+                    line.set_label(method if face is None else None)
+        ax.set(xscale="log", xlabel="network calls", title=f"{mask} holes")
+    axes[0].set_ylabel("CRPS in the hole, of 255")
+    axes[1].legend()
 
 
 def write(drawn, path):
