@@ -56,12 +56,13 @@ def best_shift(image, hole, matches):
     B, M, C, height, width = matches.shape
     padded = F.pad(matches.flatten(0, 1), [REACH] * 4, mode="replicate").unflatten(0, (B, M))
     least = torch.full((B,), torch.inf)
-    best = torch.empty_like(image)
+    best, difference = torch.empty_like(image), torch.empty_like(matches)
     shifts = sorted(((y, x) for y in range(-REACH, REACH + 1) for x in range(-REACH, REACH + 1)),
                     key=lambda shift: shift[0] ** 2 + shift[1] ** 2)               # ties: the least
     for y, x in shifts:
         shifted = padded[..., REACH + y:REACH + y + height, REACH + x:REACH + x + width]
-        error = ((shifted - image[:, None]).square() * context[:, None]).sum(dim=(2, 3, 4))
+        torch.sub(shifted, image[:, None], out=difference)          # one buffer for all the shifts
+        error = difference.square_().mul_(context[:, None]).sum(dim=(2, 3, 4))
         error, m = error.min(dim=1)
         better = error < least
         least = torch.where(better, error, least)
