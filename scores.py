@@ -94,7 +94,7 @@ def frechet(real, fake):
     single image, which has no Σ."""
     if min(len(real), len(fake)) < 2:
         return float("nan")
-    distance = FrechetInceptionDistance(feature=_given(real))
+    distance = FrechetInceptionDistance(feature=_given(real), sync_on_compute=False)
     distance.update(real.double(), real=True)
     distance.update(fake.double(), real=False)
     return distance.compute().item()
@@ -104,7 +104,8 @@ def kernel(real, fake, subset=1_000):
     """Kernel distance (Bińkowski et al. 2018): (mean, standard deviation) over 100 pairs of random
     subsets, of `subset` features or as many as there are. Unbiased, so below 0 at times."""
     distance = KernelInceptionDistance(feature=_given(real), subsets=100,
-                                       subset_size=min(subset, len(real), len(fake)))
+                                       subset_size=min(subset, len(real), len(fake)),
+                                       sync_on_compute=False)
     distance.update(real.double(), real=True)
     distance.update(fake.double(), real=False)
     with torch.random.fork_rng(devices=[]):                         # it draws from the global one

@@ -236,12 +236,12 @@ def test_a_run_does_not_go_on_with_other_settings(command, faces, monkeypatch, t
 
 
 def test_two_processes_share_the_work_and_score_what_one_does(command, weights):
-    command("--methods", "keep,noise.py", "--samples", 1, "--out", "one")
+    settings = "--methods keep,noise.py --samples 1 --features unet --reference held-out".split()
+    command(*settings, "--out", "one")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         evaluate.__file__, *SMALL, "--weights", weights, "--methods", "keep,noise.py",
-         "--samples", "1"], capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
+         evaluate.__file__, *SMALL, "--weights", weights, *settings], capture_output=True,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert results()["versions"]["processes"] == 2 and not Path("out/parts").exists()
     calls = [len(Path(f"calls{rank}").read_text()) for rank in (0, 1)]
@@ -250,6 +250,8 @@ def test_two_processes_share_the_work_and_score_what_one_does(command, weights):
     assert list(one) == list(two)
     np.testing.assert_allclose([list(row.values()) for row in two.values()],
                                [list(row.values()) for row in one.values()], rtol=1e-9)
+    for mine, theirs in zip(results("one")["results"], results()["results"]):
+        assert mine["fd"] == pytest.approx(theirs["fd"]) and mine["kd"] == pytest.approx(theirs["kd"])
 
 
 def test_neither_the_order_of_methods_and_masks_nor_their_company_changes_a_number(command):

@@ -13,7 +13,8 @@ import inpaint
 ROOT = Path(__file__).parents[1]
 SMALL = {"train.py": "--steps 2 --limit 3 --size 16 --widths 8 --patch 1 --batch 2 --every 1",
          "inpaint.py": "--steps 2 --samples 1",
-         "evaluate.py": "--limit 3 --steps 2 --samples 2 --methods keep,mean --batch 2"}
+         "evaluate.py": "--limit 3 --steps 2 --samples 2 --methods keep,mean --batch 2",
+         "figures.py": "", "bench.py": "--size 16 --widths 8 8 --repeats 1 --calls 2"}
 COMMANDS = re.findall(r"^ {4}(?:\./run )?python ((\w+\.py)[^#\n]*)",
                       (ROOT / "README.md").read_text(), re.MULTILINE)
 
