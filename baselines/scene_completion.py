@@ -9,6 +9,10 @@ are the picture's.
 Simplified: colours for the gist descriptor, which tells kinds of scenes apart (ours are all faces);
 no graph cut, as the hole's rim is where the user put it; the best match alone, not twenty to choose
 from. The index of 27,000 images at 64×64 takes 85 MB and 2 seconds, from data.py's decoded cache.
+
+Cost of a query among 25,000 images, on one thread of an AMD EPYC (busy; medians, process time,
+centre hole): alone 0.07 s, of which (1), exact distances in matrix products, 0.03 s; in a batch of
+32 0.04 s an image, of which (1) 3 ms and (2), 81 shifts of 20 images, 0.03 s.
 """
 import torch
 import torch.nn.functional as F
@@ -52,12 +56,13 @@ def best_shift(image, hole, matches):
     B, M, C, height, width = matches.shape
     padded = F.pad(matches.flatten(0, 1), [REACH] * 4, mode="replicate").unflatten(0, (B, M))
     least = torch.full((B,), torch.inf)
-    best = torch.empty_like(image)
+    best, difference = torch.empty_like(image), torch.empty_like(matches)
     shifts = sorted(((y, x) for y in range(-REACH, REACH + 1) for x in range(-REACH, REACH + 1)),
                     key=lambda shift: shift[0] ** 2 + shift[1] ** 2)               # ties: the least
     for y, x in shifts:
         shifted = padded[..., REACH + y:REACH + y + height, REACH + x:REACH + x + width]
-        error = ((shifted - image[:, None]).square() * context[:, None]).sum(dim=(2, 3, 4))
+        torch.sub(shifted, image[:, None], out=difference)          # one buffer for all the shifts
+        error = difference.square_().mul_(context[:, None]).sum(dim=(2, 3, 4))
         error, m = error.min(dim=1)
         better = error < least
         least = torch.where(better, error, least)

@@ -1,4 +1,5 @@
 """The baselines, each against what it promises."""
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -115,6 +116,27 @@ def test_energy_falls_from_round_to_round_and_from_level_to_level():
     for energies in levels[1:]:
         assert (energies[-1] < energies[0]).all()
     assert (levels[2][-1] < levels[1][-1]).all() and (levels[1][-1] > 0).all()
+
+
+def test_the_vote_is_the_weighted_mean_of_what_the_patches_over_a_pixel_say():
+    image, hole = example(B=2, size=32, family="random")
+    matcher = matcher_of(image, hole)
+    matcher.propagate()
+    matcher.search()
+    said, weight = torch.zeros(2, 3, 32, 32).double(), torch.zeros(2, 1, 32, 32).double()
+    for b in range(2):
+        here = matcher.b == b
+        spread = matcher.distance[here].double().quantile(0.75)
+        for y, x, distance in zip(matcher.y[here], matcher.x[here], matcher.distance[here]):
+            my, mx = matcher.field[b, :, y, x]
+            w = (-distance.double() / (2 * spread)).exp()
+            to, of = (np.s_[b, :, r:r + patchmatch.PATCH, c:c + patchmatch.PATCH]
+                      for r, c in ((y, x), (my, mx)))
+            said[to] += w * image[of]
+            weight[to] += w
+    mean = torch.where(weight > 0, said / weight, image.double())
+    assert (weight == 0).any() and (weight > 0).any()
+    torch.testing.assert_close(matcher.vote(image).double(), mean, atol=1e-5, rtol=0)
 
 
 def test_patchmatch_depends_on_its_seed_and_not_on_its_batch():
