@@ -130,12 +130,12 @@ class Matcher:
         self.distance = self.distances(self.match, self.targets)
 
     def distances(self, rows, targets):
-        """Between the sources in those rows and as many targets; in place, as memory is the cost."""
+        """Between the sources in those rows and the targets; in place, as memory is the cost."""
         return self.sources.index_select(0, rows).sub_(targets).square_().sum(dim=1)
 
     def offer(self, y, x):
-        """Take (y, x) as the match of each patch that is more like it than its present one. Most are
-        offered the match that they have, and those need no measuring."""
+        """Take (y, x) as the match of each patch that is more like it than its present one. A
+        patch that is offered the match that it has needs no measuring."""
         rows = self.row(y, x)
         (i,) = (self.known(y, x) & (rows != self.match)).nonzero(as_tuple=True)
         distance = self.distances(rows[i], self.targets.index_select(0, i))
