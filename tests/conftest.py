@@ -1,7 +1,31 @@
 """Every run draws the same examples, on one thread; run `python -m pytest` from the top folder."""
+import sys
+
 import hypothesis
+import pytest
 import torch
+
+import safety
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("seeded", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("seeded")
+
+
+@pytest.fixture
+def as_user(tmp_path, monkeypatch, capsys):
+    """Runs a command where a user would, in a folder of its own: call(module, *argv) returns (exit
+    status, what it printed on both streams)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(module, *argv):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, argv)])
+        try:
+            safety.run(module.main)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call

@@ -22,7 +22,6 @@ import evaluate
 import inpaint
 import masks
 import methods
-import safety
 import scores
 import train
 from unet import UNet
@@ -76,25 +75,12 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def command(weights, tmp_path, monkeypatch, capsys):
-    """Run evaluate.py with SMALL and more arguments, where STRANGERS lie; returns (exit status,
-    what it printed on both streams)."""
-    monkeypatch.chdir(tmp_path)
+def command(weights, as_user):
+    """Run evaluate.py with SMALL and more arguments, where STRANGERS lie."""
     for name, source in STRANGERS.items():
         Path(name).write_text(source)
 
-    def call(*argv):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *SMALL, "--weights", str(weights),
-                                          *map(str, argv)])
-        try:
-            safety.run(evaluate.main)
-            status = 0
-        except SystemExit as ended:
-            status = ended.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+    return lambda *argv: as_user(evaluate, *SMALL, "--weights", weights, *argv)
 
 
 def refused(answer, *said):

@@ -1,7 +1,6 @@
 """The course's pictures: every one is drawn, and shows what its title says."""
 import argparse
 import re
-import sys
 
 import matplotlib
 import numpy as np
@@ -12,7 +11,6 @@ from scipy import stats
 
 import figures
 import masks
-import safety
 import train
 from unet import UNet, timestep_embedding
 
@@ -39,25 +37,14 @@ def course(weights):
 
 
 @pytest.fixture
-def command(weights, tmp_path, monkeypatch, capsys):
-    """Run figures.py, small; returns (exit status, what it printed on both streams)."""
-    monkeypatch.chdir(tmp_path)
+def command(weights, monkeypatch, as_user):
+    """Run figures.py, small."""
     monkeypatch.setattr(figures, "SAMPLES", 500)
     monkeypatch.setattr(figures, "STEPS", 20)
     monkeypatch.setattr(figures, "BATCH", 8)
     monkeypatch.setitem(figures.STYLE, "savefig.dpi", 50)
 
-    def call(*argv):
-        monkeypatch.setattr(sys, "argv", ["figures.py", "--weights", str(weights), *map(str, argv)])
-        try:
-            safety.run(figures.main)
-            status = 0
-        except SystemExit as ended:
-            status = ended.code
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+    return lambda *argv: as_user(figures, "--weights", weights, *argv)
 
 
 def draw(name, course):
