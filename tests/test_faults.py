@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import zipfile
@@ -45,6 +46,7 @@ ROOT = Path(__file__).parents[1]
 TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 --T 3 "
         "--steps 12 --every 2 --device cpu").split()
 tqdm.tqdm.monitor_interval = 0                               # no thread for a fork to leave behind
+tqdm.tqdm.set_lock(threading.RLock())        # its own is shared with forks: one killed would keep it
 STATE = ["net", "ema", "optimizer", "rng", "losses", "step"]
 SCORED = (f"--data synthetic --limit {N} --batch 2 --steps 2 --samples 2 --no-perceptual --save "
           "--device cpu --methods keep,masked --masks center,irregular").split()
@@ -194,7 +196,8 @@ def test_train_py_itself_as_a_process_of_its_own(tmp_path, trained, kills):
     while True:
         resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
         words = [sys.executable, ROOT / "train.py", *TINY, "--out", out, *resume]
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"})  # as here, for the bits
         with contextlib.suppress(subprocess.TimeoutExpired):
             patience = None if done == kills else rng.uniform(0, 12)
             process.wait(patience)
