@@ -1,4 +1,5 @@
-"""The mean face of the training images in every hole: what is known without looking."""
+"""The mean face of the training images in every hole: what is known without looking. It costs one pass
+over them."""
 import torch
 
 import data
