@@ -13,6 +13,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
+import data
 from safety import BadInput
 
 SCORES = {"psnr_hole": "PSNR in the hole, one sample, dB",
@@ -162,7 +163,7 @@ def unet_features(eps_model, device="cpu"):
     A ruler for methods that share the network; between networks, take Inception's."""
     @torch.no_grad()
     def extract(images):
-        x, seen = images.permute(0, 3, 1, 2).to(device) / 127.5 - 1, []
+        x, seen = data.to_float(images).to(device), []
         t = torch.zeros(len(x), dtype=torch.int64, device=device)
         with eps_model.middle[-1].register_forward_hook(lambda *call: seen.append(call[-1])):
             eps_model(x, t, torch.ones_like(x[:, :1]))
@@ -180,7 +181,7 @@ def lpips_network(device="cpu"):
 
     @torch.no_grad()
     def distance(x, y):
-        x, y = (image.permute(0, 3, 1, 2).to(device) / 127.5 - 1 for image in (x, y))
+        x, y = (data.to_float(image).to(device) for image in (x, y))
         return network(x, y).reshape(len(x)).double().cpu()
     return distance
 

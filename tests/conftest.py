@@ -1,4 +1,5 @@
 """Every run draws the same examples, on one thread; run `python -m pytest` from the top folder."""
+import signal
 import sys
 
 import hypothesis
@@ -29,3 +30,12 @@ def as_user(tmp_path, monkeypatch, capsys):
         return status, printed.out, printed.err
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Give the test runner its own Ctrl-C back."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)

@@ -82,15 +82,6 @@ def same(one, other):
     assert (a - b).norm() < 1e-4 * a.norm()    # AdamW makes much of a gradient that is rounding
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """Give the test runner its own Ctrl-C back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")

@@ -22,15 +22,6 @@ TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 
         "--steps 7 --every 3 --device cpu").split()
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """Give the test runner its own Ctrl-C back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-
-
 def start(out, *more):
     args, checkpoint = train.parse([*TINY, "--out", str(out), *more])
     if checkpoint:
