@@ -18,7 +18,7 @@ import safety
 import train
 from baselines import glcic
 from safety import BadInput, run
-from test_train import disk_with_room_for, signals  # noqa: F401 (signals is a fixture)
+from test_train import disk_with_room_for
 
 TINY = ("train --data synthetic --limit 24 --size 16 --width 4 --batch 4 --steps 11 --every 3 "
         "--device cpu").split()              # steps 0 and 1 are phase one, 2 is two, 3 … 10 three
