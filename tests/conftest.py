@@ -5,6 +5,7 @@ import sys
 import hypothesis
 import pytest
 import torch
+import torch._dynamo  # which the first optimizer would import: once, and not in every fork
 
 import safety
 

@@ -1,9 +1,9 @@
 """bench.py counts and computes what it says; how fast a machine is, no test can know."""
 import argparse
 import copy
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +11,10 @@ import torch
 
 import bench
 import data
-import inpaint
 import masks
 import peers
 import train
 from unet import UNet
-
-ROOT = Path(__file__).parents[1]
 
 
 class Products(torch.nn.Module):
@@ -106,16 +103,20 @@ def test_diffusers_network_costs_what_ours_does():
     assert peer(x, t, hole).shape == net(x, t, hole).shape
 
 
-@pytest.mark.skipif(not inpaint.WEIGHTS.exists(), reason="no shipped weights yet")
-def test_every_row_is_measured():
-    done = subprocess.run([sys.executable, ROOT / "bench.py", "--batch", "2", "--repeats", "1",
-                           "--size", "16", "--widths", "8", "16", "24", "--calls", "2", "--device",
-                           "cpu"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+def test_every_row_is_measured(monkeypatch, as_user):
+    """But for the processes that it starts, which take seconds: those, test_readme.py waits for."""
+    started = []
+    monkeypatch.setattr(bench, "subprocess", SimpleNamespace(
+        run=lambda words, **_: started.append(Path(words[1]).name)))
+    monkeypatch.setattr(bench, "profile", partial(bench.profile, steps=1))
+    status, printed, err = as_user(bench, *"--batch 2 --repeats 1 --size 16 --widths 8 16 24 "
+                                   "--calls 2 --device cpu".split())
+    assert status == 0, err
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
     assert {row[0].strip("| ") for row in rows} >= {
         "training step", "holes", "packing JPEGs", "all scores", "inpaint.py, 20 calls, start to end"}
     assert ["training step", "the same, plain"] in [[cell.strip("| ") for cell in row[:2]]
                                                     for row in rows]
-    assert done.stdout.count("a training step goes into") == 2
+    assert printed.count("a training step goes into") == 2
     assert all(float(number) > 0 for row in rows for number in row[2:4])
+    assert started == 2 * ["inpaint.py", "-c"]

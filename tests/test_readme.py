@@ -1,7 +1,6 @@
 """Every command of the README runs, word for word, with settings that make it small."""
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from PIL import Image
 
 import data
 import inpaint
+from test_faults import life
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"train.py": "--steps 2 --limit 3 --size 16 --widths 8 --patch 1 --batch 2 --every 1",
@@ -24,7 +24,7 @@ def test_the_readme_names_the_commands():
 
 
 @pytest.mark.skipif(not inpaint.WEIGHTS.exists(), reason="no shipped weights yet")
-def test_the_readmes_commands_run(tmp_path):
+def test_the_readmes_commands_run(tmp_path, monkeypatch):
     """In the README's order, as one user would: what one command leaves, the next goes on from."""
     celeba = tmp_path / "PATH" / "TO" / "celeba" / "img_align_celeba"
     celeba.mkdir(parents=True)
@@ -35,10 +35,11 @@ def test_the_readmes_commands_run(tmp_path):
     for name, face in zip([*names, tmp_path / "photo.jpg", tmp_path / "folder" / "a.png"], faces):
         Image.fromarray(face).save(name)
     Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
     for command, script in COMMANDS:
-        words = [sys.executable, ROOT / script, *command.split()[1:], *SMALL[script].split()]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        status, said = life(lambda: runpy.run_path(str(ROOT / script), run_name="__main__"),
+                            *command.split()[1:], *SMALL[script].split())
+        assert status == 0, f"{command}\n{said}"
     assert (tmp_path / "out" / "astronaut.png").exists()
     assert (tmp_path / "filled" / "a_0.png").exists()
     assert (tmp_path / "runs" / "celeba64" / "weights.pt").exists()

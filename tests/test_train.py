@@ -80,20 +80,20 @@ def test_weights_are_the_moving_average_in_half_precision(tmp_path):
     assert max(moved) > 0, "the average should lag behind the network"
 
 
-@pytest.mark.parametrize("prediction, left", [("v", 0.1), ("eps", 0.8)])
+@pytest.mark.parametrize("prediction, left", [("v", 0.1), ("eps", 0.4)])
 def test_training_overfits_eight_images(prediction, left):
     """Little of the variance among the eight is left as error in the hole; ε learns more slowly."""
     torch.manual_seed(0)
     generator, images = torch.Generator().manual_seed(0), data.synthetic(8, 16)
     ddpm, net = DDPM(cosine_betas(50), prediction, clip=True), UNet(16, 1, (24, 32), 1)
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
-    x0, hole = data.to_float(images).repeat(2, 1, 1, 1), masks.center(16, 16)
-    for step in range(300):
-        optimizer.param_groups[0]["lr"] = 3e-3 * train.ramp(step, 300, 20)
+    x0, hole = data.to_float(images), masks.center(8, 16)
+    for step in range(200):
+        optimizer.param_groups[0]["lr"] = 3e-3 * train.ramp(step, 200, 20)
         optimizer.zero_grad()
         ddpm.loss(net, x0, hole, generator).backward()
         optimizer.step()
-    fills = inpaint.fill(methods.find("keep", ddpm, net, 25).inpaint, images, hole[:8], samples=2)
+    fills = inpaint.fill(methods.find("keep", ddpm, net, 25).inpaint, images, hole, samples=2)
     inside = hole[0, 0].bool()
     error = (fills.float() - images[:, None].float())[:, :, inside]
     spread = images.float()[:, inside] - images.float()[:, inside].mean(dim=0)
