@@ -35,10 +35,17 @@ def logged(out):
     return [(line["step"], line["loss"]) for line in lines]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole")
+    start(out)
+    return out
+
+
 @pytest.mark.parametrize("step", [0, 4, 5])
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "crash"])
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, how, step):
-    start(tmp_path / "whole")
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, whole, how, step):
     average, calls = train.average, iter(range(100))
 
     def interrupt(*args):
@@ -55,10 +62,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, how, st
     resume = ["--resume"] if (tmp_path / "broken" / "checkpoint.pt").exists() else []
     start(tmp_path / "broken", *resume)
 
-    one, two = (train.load_checkpoint(tmp_path / name) for name in ("whole", "broken"))
+    one, two = (train.load_checkpoint(out) for out in (whole, tmp_path / "broken"))
     for part in ("net", "ema", "optimizer", "rng", "step", "losses"):
         torch.testing.assert_close(one[part], two[part], rtol=0, atol=0)
-    assert logged(tmp_path / "whole") == logged(tmp_path / "broken")
+    assert logged(whole) == logged(tmp_path / "broken")
     assert {path.name for path in (tmp_path / "broken").iterdir()} == {
         "checkpoint.pt", "weights.pt", "log.jsonl", "samples.png"}
 
