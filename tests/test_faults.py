@@ -854,8 +854,9 @@ def test_the_same_seed_draws_the_same_picture_in_any_process_on_any_number_of_th
     monkeypatch.chdir(tmp_path)
     argv = ["--weights", weights, "--steps", "4", "--eta", "1", "--samples", "3"]
     for threads in (1, 2, 4):
-        subprocess.run([sys.executable, ROOT / "inpaint.py", *argv, "--out", str(threads)], check=True,
-                       capture_output=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+        words = [sys.executable, ROOT / "inpaint.py", *argv, "--out", str(threads)]
+        subprocess.run(words, check=True, capture_output=True,
+                       env={**os.environ, "OMP_NUM_THREADS": str(threads)})
     pictures = [[np.asarray(Image.open(path)).tobytes() for path in sorted(Path(out).iterdir())]
                 for out in sorted(os.listdir("."))]
     assert len(pictures) == 3 and all(pictures[0] == others for others in pictures)
