@@ -3,9 +3,9 @@
     pip install -r requirements-demo.txt
     python demo.py                             # and open the address that it prints
 
-It does what inpaint.py does with a photograph and a mask file, by the same functions; the page gives
-out the hole and the command with which inpaint.py makes the same files. Nothing of a visit is kept
-but in a temporary folder, there for an hour at most, and it goes with the server.
+It does what inpaint.py does with a photograph and a mask file, by the same functions; the page
+gives out the hole and the command with which inpaint.py makes the same files. A visitor's pictures
+lie in a temporary folder, for an hour or so, and it goes with the server.
 """
 import argparse
 import base64
@@ -38,18 +38,23 @@ from safety import BadInput, device, origin, run, within, write_png
 BYTES, PIXELS = 2 ** 25, 2 ** 24      # of a photograph, at most
 SAMPLES = 8                           # fills at a time, at most
 AT_ONCE, WAITING = 2, 16              # visitors served, and in the queue
-CANVAS, THINNEST = 640, 48            # sides of the editor's square; of a photograph in it, at least
+CANVAS, THINNEST = 640, 48            # the editor's side; a photograph's in it, at least
 PAINT = "#e4572e"
 STYLE = """
 .gradio-container {max-width: 1180px !important; margin: auto}
-#chain figure {margin: 10px 0 0} #chain progress {width: 100%; accent-color: #6366f1}
-#chain div {display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 4px}
-#chain img {width: 100%; image-rendering: pixelated; border-radius: 3px} #chain {min-height: 60px}
-#fills .grid-container {grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)) !important}
-#editor button[aria-label="Clear canvas"] {display: none}
-#fills .grid-wrap {min-height: 0 !important} #files .label-clear-button {display: none}
+#chain figure {margin: 10px 0 0} #chain progress {width: 100%}
+#chain div {display: grid; grid-template-columns: repeat(auto-fill, minmax(70px, 1fr)); gap: 4px}
+#chain img {width: 100%; image-rendering: pixelated; border-radius: 3px}
+#fills .grid-wrap {min-height: 0 !important}
+#fills .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(min(44%, 190px), 1fr)) !important}
+#files td {padding-block: 3px}
+#files .label-clear-button, #editor button[aria-label="Clear canvas"] {display: none}
 """
-NO_DROPS = """<script>document.addEventListener("drop", event => event.stopPropagation(), true)</script>"""
+# A picture dropped on the editor would be seen there, and the one before it be filled.
+NO_DROPS = """<script>
+document.addEventListener("drop", event => event.stopPropagation(), true)
+</script>"""
 
 
 # ---- a hole in a photograph --------------------------------------------------------------------
@@ -75,7 +80,8 @@ def place(size):
 
 def canvas(photograph, family=None):
     """What the editor shows: the photograph, in the middle of a square, and as a layer above it a
-    hole of the family, in the photograph's largest square."""
+    hole of the family, in the photograph's largest square. (Of a picture that is no square, gradio
+    6.31 shows such a layer twice, once in the wrong place.)"""
     left, top, right, bottom = place(photograph.size)
     background, hole = Image.new("RGBA", (CANVAS, CANVAS)), Image.new("L", (CANVAS, CANVAS))
     background.paste(photograph.resize((right - left, bottom - top)), (left, top))
@@ -129,8 +135,9 @@ class Watch:
 
 
 def fill(network, weights, where, folder, path, canvas, name, steps, samples, seed):
-    """Fill the hole on the canvas, as inpaint.py does. Yields ((a line, calls, total, x, x0), pictures,
-    command): the state after a network call, and at the end [(file, caption)] and how to make them."""
+    """Fill the hole on the canvas, as inpaint.py would. Yields (state, pictures, command): the state
+    (a line, calls so far, calls in all, x, x0) after network calls, and at the end what `write` has
+    written into the folder, and the command that makes the same."""
     begun, watch, (ddpm, eps_model, size) = time.time(), Watch(), network
     title, photograph = read_photograph(path)
     hole, image = painted(canvas, photograph.size), torch.from_numpy(np.array(photograph))
@@ -148,28 +155,32 @@ def fill(network, weights, where, folder, path, canvas, name, steps, samples, se
     told = (f"{samples} fill{'s' * (samples > 1)} × {method.CALLS} network calls: "
             f"{time.time() - begun:.1f} s")
     if not part.any():
-        told += " – the hole is too thin for the network, and blurred over"
-
+        told += "; the hole is too thin for the network, and blurred over"
     stem = Path(title).stem
-    argv = ["python", "inpaint.py", *[title] * bool(path), "--mask", f"{stem}_hole.png", "--method",
-            name, "--steps", steps, "--samples", samples, "--seed", seed,
-            *["--weights", weights] * (weights != inpaint.WEIGHTS)]
-    command, pictures = shlex.join(map(str, argv)), []
+    command = shlex.join(map(str, [
+        "python", "inpaint.py", *[title] * bool(path), "--mask", f"{stem}_hole.png", "--method", name,
+        "--steps", steps, "--samples", samples, "--seed", seed,
+        *["--weights", weights] * (weights != inpaint.WEIGHTS)]))
+    made = {**origin(weights, seed), "command": command}
+    pictures = write(Path(folder), stem, image, hole, box, fills, made)
+    yield (told, watch.calls, method.CALLS, x, x0), pictures, command
 
-    def write(pixels, end, caption):
-        file = Path(folder) / f"{stem}_{end}.png"
-        write_png(Image.fromarray(pixels), file, {**origin(weights, seed), "command": command})
-        pictures.append((str(file), caption))
-    for k, filled in enumerate(fills):
-        write(inpaint.paste(image, hole, box, filled).numpy(), k, f"fill {k}")
-    if samples > 1:
+
+def write(folder, stem, image, hole, box, fills, made):
+    """The fills, their spread, bright in the hole of the dimmed photograph, and the hole, as PNGs
+    that say how they were made: [(file, caption)]."""
+    pictures = {f"{k}": (inpaint.paste(image, hole, box, filled), f"fill {k}")
+                for k, filled in enumerate(fills)}
+    if len(fills) > 1:
         spread = inpaint.spread_of(fills.numpy())
         heat = matplotlib.colormaps["magma"](spread / max(spread.max(), 1), bytes=True)[..., :3]
         dim = (image.float().mean(dim=-1, keepdim=True) / 3).byte().expand_as(image)
-        heat = inpaint.paste(dim, hole, box, torch.from_numpy(heat.copy())).numpy()
-        write(heat, "spread", f"spread 0 … {spread.max():.0f}")
-    write((255 * hole[0]).byte().numpy(), "hole", "hole")
-    yield (told, watch.calls, method.CALLS, x, x0), pictures, command
+        heat = inpaint.paste(dim, hole, box, torch.from_numpy(heat.copy()))
+        pictures["spread"] = heat, f"spread 0 … {spread.max():.0f}"
+    pictures["hole"] = (255 * hole[0]).byte(), "hole"
+    for end, (pixels, _) in pictures.items():
+        write_png(Image.fromarray(pixels.numpy()), folder / f"{stem}_{end}.png", made)
+    return [(str(folder / f"{stem}_{end}.png"), caption) for end, (_, caption) in pictures.items()]
 
 
 # ---- the page ----------------------------------------------------------------------------------
@@ -214,14 +225,13 @@ def page(gr, network, weights, where):
 
     def show(path, family=None):
         with mistakes(), tempfile.TemporaryDirectory() as folder:
+            def file(picture, name):      # gradio's own would be written while others read it
+                picture.save(Path(folder) / name)
+                return str(Path(folder) / name)
             value = canvas(read_photograph(path)[1], family)
-
-            def saved(picture, name):       # as gradio writes over what another visitor is reading
-                picture.save(f"{folder}/{name}.png")
-                return f"{folder}/{name}.png"
-            yield path, {"background": saved(value["background"], "background"),
-                         "layers": [saved(layer, "layer") for layer in value["layers"]],
-                         "composite": saved(value["composite"], "composite")}
+            yield path, {"background": file(value["background"], "photograph.png"),
+                         "layers": [file(layer, "hole.png") for layer in value["layers"]],
+                         "composite": file(value["composite"], "both.png")}
 
     def start(*asked):
         with mistakes(), tempfile.TemporaryDirectory() as folder:
@@ -232,7 +242,8 @@ def page(gr, network, weights, where):
                     yield (chain(*state), gr.update(visible=bool(pictures)), pictures[:-1],
                            [file for file, _ in pictures], command)
 
-    with gr.Blocks(title="Paint a hole", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+    with gr.Blocks(title="Paint a hole", analytics_enabled=False,
+                   delete_cache=(600, 3600)) as blocks:                              # seconds
         path = gr.State()
         gr.Markdown("# Paint a hole\nNoise goes into it, and a network that has only ever seen faces "
                     "removes the noise step by step; the pixels around it stay what they are.")
@@ -240,8 +251,8 @@ def page(gr, network, weights, where):
             with gr.Column(scale=3):
                 editor = gr.ImageEditor(
                     canvas(inpaint.astronaut()), type="pil", format="png", sources=(), layers=False,
-                    transforms=(), buttons=[], show_label=False, height=540, elem_id="editor",
-                    canvas_size=(CANVAS, CANVAS),
+                    transforms=(), buttons=[], show_label=False, height="min(540px, 92vw)",
+                    elem_id="editor", canvas_size=(CANVAS, CANVAS),
                     brush=gr.Brush(default_size=48, colors=[PAINT], color_mode="fixed"))
                 gr.Markdown("Paint over what is to be filled, or have a hole drawn:")
                 with gr.Row():

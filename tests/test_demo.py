@@ -1,5 +1,6 @@
 """The demo: a hole painted on a page is filled as inpaint.py would; every refusal is one message;
 and in a real browser, if there is one, the pixels around the hole come back as they were."""
+import io
 import os
 import re
 import shutil
@@ -40,7 +41,8 @@ def fill(network, weights, tmp_path):
     def call(path, hole, name="keep", steps=3, samples=2, seed=0):
         canvas = hole if isinstance(hole, dict) or hole is None else \
             demo.canvas(demo.read_photograph(path)[1], hole)
-        return demo.fill(network, weights, "cpu", tmp_path, path, canvas, name, steps, samples, seed)
+        return demo.fill(network, weights, "cpu", tmp_path, path, canvas, name, steps, samples,
+                         seed)
     return call
 
 
@@ -274,6 +276,13 @@ def visit(server, browser):
     assert asked and all(url.startswith((server, "data:", f"blob:{server}")) for url in asked)
 
 
+def test_it_listens_on_this_address_alone(server):
+    port = int(server.rpartition(":")[2])
+    socket.create_connection(("127.0.0.1", port)).close()
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", port), timeout=5).close()
+
+
 def stroke(page):
     """Paint a line across the middle of the photograph."""
     page.wait_for_timeout(3000)                                      # until the editor has drawn it
@@ -334,7 +343,10 @@ def test_a_photograph_of_ones_own_and_a_bad_one(visit, tmp_path):
     page.set_input_files(upload, path)
     page.wait_for_timeout(3000)
     page.click("text=center")
+    large = io.BytesIO()
+    Image.new("1", (8192, 8192)).save(large, "PNG")                  # 8 kB
     for name, content, message in (("a.png", b"a text", "a.png: not a readable image"),
+                                   ("c.png", large.getvalue(), "exceeds limit"),
                                    ("b.png", bytes(demo.BYTES + 1), "exceed the maximum"),
                                    ("<b>.png", b"", "not a readable image")):
         (tmp_path / name).write_bytes(content)
