@@ -113,8 +113,13 @@ def test_known_pixels_are_the_photographs_and_the_hole_is_new(fill, tmp_path):
     assert (grey == grey[:, :1]).all() and files["a_spread"][~known].std() > 10
 
 
-def test_every_network_call_is_shown_and_the_last_is_the_end(fill):
-    states = [state for state, _, _ in fill(None, "center", steps=5)]
+def test_every_network_call_is_shown_and_the_last_is_the_end(network, weights, tmp_path):
+    def slow(*seen):
+        time.sleep(0.2)                                              # for the page to keep up
+        return network[1](*seen)
+    states = [state for state, _, _ in demo.fill(
+        (network[0], slow, SIZE), weights, "cpu", tmp_path, None,
+        demo.canvas(inpaint.astronaut(), "center"), "keep", 5, 2, 0)]
     assert all(total == 5 for _, _, total, _, _ in states)
     calls = [call for _, call, *_ in states]
     assert calls[0] == 0 and calls[-1] == 5 and calls == sorted(calls) and len(set(calls)) > 2
