@@ -1,6 +1,10 @@
 """Every command of the README runs, word for word, with settings that make it small."""
 import re
 import runpy
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = {"train.py": "--steps 2 --limit 3 --size 16 --widths 8 --patch 1 --batch 2 --every 1",
          "inpaint.py": "--steps 2 --samples 1",
          "evaluate.py": "--limit 3 --steps 2 --samples 2 --methods keep,mean --batch 2",
-         "figures.py": "", "bench.py": "--size 16 --widths 8 8 --repeats 1 --calls 2"}
+         "figures.py": "", "demo.py": "", "bench.py": "--size 16 --widths 8 8 --repeats 1 --calls 2"}
 COMMANDS = re.findall(r"^ {4}(?:\./run )?python ((\w+\.py)[^#\n]*)",
                       (ROOT / "README.md").read_text(), re.MULTILINE)
 
@@ -37,6 +41,9 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch):
     Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
     for command, script in COMMANDS:
+        if script == "demo.py":
+            serves([sys.executable, ROOT / script], tmp_path)
+            continue
         status, said = life(lambda: runpy.run_path(str(ROOT / script), run_name="__main__"),
                             *command.split()[1:], *SMALL[script].split())
         assert status == 0, f"{command}\n{said}"
@@ -44,3 +51,17 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch):
     assert (tmp_path / "filled" / "a_0.png").exists()
     assert (tmp_path / "runs" / "celeba64" / "weights.pt").exists()
     assert (tmp_path / "results" / "latest" / "table.md").exists()
+
+
+def serves(words, folder):
+    """It says where its page is, and ends when it is told to; or, without gradio, what is missing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        words = [*words, "--port", str(server.getsockname()[1])]
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:
+        if process.stdout.readline():
+            assert find_spec("gradio")
+            process.terminate()
+        error = process.stderr.read()
+    assert process.returncode == (130 if find_spec("gradio") else 2), error
+    assert find_spec("gradio") or "pip install -r requirements-demo.txt" in error
