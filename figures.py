@@ -106,7 +106,7 @@ def curves(ax, title, ys, **settings):
     """A line for each of {label: its values at t = 1, 2, …}."""
     for label, y in ys.items():
         ax.plot(range(1, len(y) + 1), y, label=label)
-    ax.set(title=title, xlabel="$t$", **settings)
+    ax.set(title=title, xlabel="step $t$", **settings)
     if len(ys) > 1:
         ax.legend()
 
@@ -124,7 +124,7 @@ def five_masks(course, fig):
     names, columns = [], []
     for name, family in masks.FAMILIES.items():
         holes = family(400, course.size, torch.Generator().manual_seed(2))
-        names.append(f"{name}\n{holes.mean():.0%} on average")
+        names.append(f"{name}\nmean area {holes.mean():.0%}")
         columns.append([2 * holes[0].expand(3, -1, -1) - 1, *grey(course.x, holes[:3])])
     strip(fig, [*zip(*columns)], names, ["hole:\nwhite = 1", "to fill", "another\ndraw", "a third"])
 
@@ -142,7 +142,7 @@ def nearest_neighbour_field(course, fig):
     generator = torch.Generator().manual_seed(1)
     matcher = patchmatch.Matcher(grey(image, hole), hole, generator=generator)
     matcher.look(image)
-    y, x = torch.meshgrid(*[torch.arange(18, 37, 6)] * 2, indexing="ij")
+    before, patches = -1, len(matcher.y)
     spread, search = matcher.propagate, matcher.search
     stages = {"(1) initialization:\nmatches at random": [],
               "(2) propagation: good matches\nspread to neighbours": [spread],
@@ -152,14 +152,18 @@ def nearest_neighbour_field(course, fig):
     for (top, bottom), (title, moves) in zip(axes.T, stages.items()):
         for move in moves:
             move()
+        new = ((matcher.field != before).any(dim=1) & ~matcher.valid)[0]
+        before, count = matcher.field.clone(), int(new.sum())
+        y, x = new.nonzero()[::max(1, count // 16)].T
         my, mx = matcher.field[0][:, y, x]
         gallery(top, [torch.where(hole > 0, 1, 0.3 * image + 0.5)])
         top.quiver(x + 3, y + 3, mx - x, my - y, color="#14305c", angles="xy", scale=1,
                    scale_units="xy", width=0.012)
         top.set_title(title)
         gallery(bottom, [torch.where(hole > 0, matcher.vote(image), image)])
-        bottom.set_xlabel(f"mean squared difference {matcher.energy().item():.3f}")
-    axes[0, 0].set_ylabel("some patches of the hole\nand where they match")
+        bottom.set_xlabel(f"{count} of {patches} matches are new;\n"
+                          f"mean squared difference {matcher.energy().item():.3f}")
+    axes[0, 0].set_ylabel("some patches of the hole\nand where their new matches are")
     axes[1, 0].set_ylabel("what the matches\nput into the hole")
 
 
@@ -174,7 +178,7 @@ def scene_matches(course, fig):
            scene_completion.blend(x, hole, best), x]
     strip(fig, [[image[0] for image in row]],
           ["to fill", f"the nearest of\n{len(faces):,} faces", "the next",
-           "the best match,\nshifted, pasted", "its gradients\npasted", "original"])
+           "the best match,\nshifted, pasted", "only its gradients\npasted", "original"])
 
 
 @figure("noising")
@@ -239,7 +243,7 @@ def one_step(course, fig):
     left.axvline(0.8, color="black", linestyle="-", linewidth=0.8, label="$x_{t-1}$ = 0.8")
     left.legend()
     left.set(title=r"$q(x_t\,|\,x_{t-1}) = N(\sqrt{1-\beta_t}\,x_{t-1},\ \beta_t)$", xlabel="$x_t$",
-             ylabel="density (grey: drawn)")
+             ylabel="density (grey: samples)")
     curves(middle, r"mean: $x_{t-1}$ times $\sqrt{1-\beta_t}$", {"": (1 - ddpm.betas).sqrt()})
     curves(right, r"variance: $\beta_t$", {"": ddpm.betas})
 
@@ -256,7 +260,7 @@ def walk_and_jump(ddpm, x0, stops):
     return found
 
 
-@figure("jump")
+@figure("jump", height=3.1)
 def many_steps_and_one(course, fig):
     axes = fig.subplots(1, 3, sharex=True)
     for ax, (t, walked, jumped) in zip(axes, walk_and_jump(course.linear, 0.8, (30, 100, 300))):
@@ -266,21 +270,26 @@ def many_steps_and_one(course, fig):
         ax.set_ylim(top=1.3 * ax.get_ylim()[1])
         ax.legend(loc="upper left")
     axes[0].set_ylabel(f"how many of {SAMPLES:,} samples")
+    fig.suptitle(r"many small steps, or one jump: $q(x_t\,|\,x_0) = "
+                 r"N(\sqrt{\bar\alpha_t}\,x_0,\ 1-\bar\alpha_t)$", size=10)
 
 
 @figure("embedding")
 def sinusoids(course, fig):
-    left, right = fig.subplots(1, 2, width_ratios=[2, 1])
+    left, right = fig.subplots(1, 2, width_ratios=[1.6, 1])
     table = timestep_embedding(torch.arange(T), 64)
-    shown = left.imshow(table.T.numpy(), aspect="auto", extent=(0, T, 64, 0),
-                        interpolation="nearest")
-    left.set(title="PE(t): a column of 64 numbers tells the network the level t", xlabel="$t$",
-             ylabel="32 cosines       32 sines\nslow ← fast, slow ← fast", yticks=[0, 32, 64])
+    shown = left.imshow(table.T.numpy(), aspect="auto", interpolation="nearest",
+                        extent=(0.5, T + 0.5, 63.5, -0.5))
+    left.set(title="PE(t): every step is a column of 64 numbers", xlabel="step $t$",
+             yticks=[0, 31, 32, 63],
+             yticklabels=[r"$\sin\ t\,\omega_0$, fast", r"$\sin\ t\,\omega_{31}$, slow",
+                          r"$\cos\ t\,\omega_0$, fast", r"$\cos\ t\,\omega_{31}$, slow"])
+    left.get_yticklabels()[1].set_verticalalignment("bottom")
+    left.get_yticklabels()[2].set_verticalalignment("top")
     fig.colorbar(shown, ax=left, ticks=[-1, 0, 1])
-    curves(right, "near levels look alike",
-           {f"s = {s}": table @ table[s - 1] / 32 for s in (50, 150, 250)}, ylim=(0, 1.35),
+    curves(right, "steps that are near look alike",
+           {f"s = {s}": table @ table[s - 1] / 32 for s in (50, 200)}, ylim=(0, 1.05),
            ylabel="PE(s) · PE(t) / 32")
-    right.legend(loc="upper center", ncols=3, fontsize=8, handlelength=1.6, columnspacing=1)
 
 
 def summary(net, size):
@@ -315,7 +324,11 @@ def unet_table(course, fig):
                   "per image (a × and a + are two)"), ""]
     lines += [line(*shape, f"{n:,}", f"{f / 1e6:.1f}", "█" * round(24 * f / max(flops)))
               for *shape, n, f in rows]
-    lines += ["", line("all", "", "", "", f"{sum(parameters):,}", f"{sum(flops) / 1e6:.1f}", "")]
+    net, p, size = course.net, course.net.patch, course.size
+    ends = [f"{channels // p ** 2}×{size}×{size}"
+            for channels in (net.stem.in_channels, net.head[-1].out_channels)]
+    lines += ["", line("all", f"U-Net on {p}×{p} patches", *ends, f"{sum(parameters):,}",
+                       f"{sum(flops) / 1e6:.1f}", "")]
     fig.text(0, 0, "\n".join(lines), family="monospace")
 
 
@@ -344,6 +357,7 @@ def adaptive_normalization(course, fig):
         ax.set_title(title, fontsize=9)
         ax.axis("off")
     bottom.colorbar(shown, ax=bottom.axes, pad=0.01)
+    bottom.suptitle("the same h, $(1 + y_s)$ · GroupNorm(h) + $y_b$, at four steps", size=10)
 
 
 @figure("posterior")
@@ -355,11 +369,11 @@ def mean_and_variance(course, fig):
     curves(left, "mean: weights of $x_0$ and $x_t$", {"$x_0$": of_x0, "$x_t$": of_xt})
     curves(middle, r"variance: a little less than $\beta_t$",
            {"$q(x_{t-1}|x_t,x_0)$": variance, r"$q(x_t|x_{t-1})$: $\beta_t$": ddpm.betas},
-           yscale="log")
+           xscale="log", yscale="log", xticks=[1, 10, 100], xticklabels=[1, 10, 100])
     axis = torch.linspace(-0.8, 0.8, 500)
     for t in (5, 20, 60):
         bell(right, axis, (of_x0 - of_xt)[t - 1] / 2, variance[t - 1], f"t = {t}")
-    right.vlines([-0.5, 0.5], 0, 25, color="black", linewidth=0.8)
+    right.vlines([-0.5, 0.5], 0, 15, color="black", linewidth=0.8)
     right.set(title="$q(x_{t-1}|x_t,x_0)$: from $x_t$ towards $x_0$", xlabel="$x_{t-1}$",
               ylabel="density", xticks=[-0.5, 0.5], xticklabels=["$x_t$", "$x_0$"])
     right.legend()
@@ -393,7 +407,7 @@ def loss_curve(course, fig):
     mean = torch.tensor(losses).unfold(0, STEPS // 20, 1).mean(dim=1)
     left.plot(range(STEPS // 20, STEPS + 1), mean, label=f"mean of the last {STEPS // 20}")
     left.set(title=f"Algorithm 1: {BATCH} images a step", xlabel="step", yscale="log",
-             ylabel=r"loss $\|\epsilon - \epsilon_\theta(x_t, t)\|^2$, of a pixel")
+             ylabel=r"$(\epsilon - \epsilon_\theta(x_t, t))^2$, mean over pixels")
     left.legend()
     gallery(right, samples, labels=[f"step {stop}" for stop in stops])
     right.set_title("samples, from the same noise")
@@ -415,7 +429,8 @@ def reverse(ddpm, eps_model, image, hole):
 def reverse_strip(fig, xs, x0s, title):
     stops = [round(i * (len(xs) - 1) / 5) for i in range(6)]
     strip(fig, [[images[i] for i in stops] for images in (xs, x0s)],
-          [f"t = {len(xs) - 1 - i}" for i in stops], ["$x_t$", "the $x_0$\nseen in it"], title)
+          [f"t = {len(xs) - 1 - i}" for i in stops],
+          ["$x_t$", "the $\\hat x_0$\nseen in it"], title)
 
 
 @figure("sampling")
@@ -433,7 +448,7 @@ def known_pixels_kept(course, fig):
 @figure("animation")
 def film(course, fig):
     frames, side, font, (xs, x0s) = [], 192, ImageFont.load_default(size=14), course.inpainting
-    for i in [*range(0, len(xs) - 1, -(-len(xs) // 20)), *[len(xs) - 1] * 8]:
+    for i in [*range(0, len(xs) - 1, -(-(len(xs) - 1) // 20)), *[len(xs) - 1] * 8]:
         frames.append(Image.new("RGB", (2 * side + 4, side + 22), "white"))
         for left, label, image in ((0, f"x at t = {len(xs) - 1 - i}", xs[i]),
                                    (side + 4, "the x0 seen in it", x0s[i])):
@@ -449,13 +464,14 @@ def side_by_side(course, fig):
                        for family in masks.FAMILIES.values()])
     images = course.image.expand(5, -1, -1, -1)
     columns = {"to fill": grey(course.x, holes)}
-    for name, samples in (("keep", 2), ("encoder_decoder", 1), ("glcic", 1), ("biharmonic", 1),
-                          ("patchmatch", 1)):
+    for name, title in (("keep", "diffusion (keep)"), ("encoder_decoder", "encoder-decoder"),
+                        ("glcic", "GLCIC"), ("biharmonic", "biharmonic"),
+                        ("patchmatch", "PatchMatch")):
         method = methods.find(name, course.ddpm, course.net, min(20, course.ddpm.T))
+        samples = 1 + (name == "keep")
         fills = inpaint.fill(method.inpaint, images, holes, samples)
         for k in range(samples):
-            title = name.replace("_", "-") + f", sample {k + 1}" * (samples > 1)
-            columns[title] = data.to_float(fills[:, k])
+            columns[title + f",\nsample {k + 1}" * (samples > 1)] = data.to_float(fills[:, k])
     columns["original"] = data.to_float(images)
     strip(fig, [*zip(*columns.values())], columns, masks.FAMILIES)
 
@@ -464,10 +480,10 @@ def side_by_side(course, fig):
 def quality_against_calls(course, fig):
     """From docs/calls.json, runs of evaluate.py that begin with keep@20: paired differences to it,
     which the number of images does not shift; filled where there are more images."""
-    axes = fig.subplots(1, 2, sharey=True)
+    axes, runs = fig.subplots(1, 2, sharey=True), json.loads(CALLS.read_text())
     for ax, hole in zip(axes, ("center", "irregular")):
         for method, colour, marker in zip(methods.NETWORK, COLOURS, "os^Dv"):
-            for i, run_ in enumerate(json.loads(CALLS.read_text())):
+            for i, run_ in enumerate(runs):
                 points = sorted((r["calls"], *r["crps_minus_first"]) for r in run_["results"]
                                 if (r["mask"], r["method"].partition("@")[0]) == (hole, method))
                 calls, mean, low, high = torch.tensor(points).reshape(-1, 4).T
@@ -476,8 +492,11 @@ def quality_against_calls(course, fig):
                             capsize=2, label=method if i == 0 else None)
         ax.axhline(0, color="black", lw=0.6, ls="-")
         ax.set(xscale="log", xlabel="network calls", title=f"{hole} holes")
-    axes[0].set_ylabel("CRPS above that of keep\nwith 20 calls, of 255")
-    axes[0].legend()
+        ax.set_xticks([5, 20, 100, 500, 2500], [5, 20, 100, 500, 2500])
+    axes[0].set_ylabel("CRPS minus that of keep with\n20 calls, of 255 (low is good)")
+    filled, *hollow = (run_["images"] for run_ in runs)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center",
+               title=f"{filled} images" + "".join(f"\n(hollow: {n})" for n in hollow))
 
 
 def write(drawn, path):

@@ -1,6 +1,9 @@
 """The course's pictures: every one is drawn, and shows what its title says."""
 import argparse
+import json
+import math
 import re
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -9,6 +12,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
+import data
 import figures
 import masks
 import train
@@ -56,6 +60,21 @@ def picture(ax):
     """The image that a gallery shows, uint8 [H, W, 3]."""
     (image,) = ax.images
     return np.asarray(image.get_array())
+
+
+def panels(ax, size=16):
+    """{(row, column): the image [H, W, 3] there}, and the titles of the columns."""
+    shown, gap = picture(ax), max(1, size // 16)
+    titles = [label.get_text() for label in ax.get_xticklabels()]
+    places = {(i, j): (i * (size + gap), j * (size + gap))
+              for i in range(-(-len(shown) // (size + gap)))
+              for j in range(-(-shown.shape[1] // (size + gap)))}
+    return {at: shown[y:y + size, x:x + size].astype(int) for at, (y, x) in places.items()}, titles
+
+
+def bytes_of(image):
+    """[3, H, W] in [-1, 1] as a gallery shows it."""
+    return data.to_uint8(image[None])[0].numpy().astype(int)
 
 
 def test_all_of_them_are_drawn_and_none_is_blank(command, tmp_path):
@@ -204,7 +223,7 @@ def test_patchmatch_finds_patches_whole_periods_away(course):
     (arrows,) = [c for c in fig.axes[3].collections]
     assert (np.stack([arrows.U, arrows.V]) % 12 == 0).all()
     image, hole = figures.wallpaper()
-    right = figures.data.to_uint8(image)[0].numpy().astype(int)
+    right = data.to_uint8(image)[0].numpy().astype(int)
     assert np.abs(picture(bottoms[-1]) - right).max() < 8
 
 
@@ -217,7 +236,7 @@ def test_schedules_lines_are_one_schedule_seen_three_ways(course):
         assert np.allclose(snr, np.log(bars / (1 - bars)), rtol=1e-9)
     assert fig.axes[1].lines[0].get_ydata()[-1] == pytest.approx(0.048, abs=5e-4)
     ghost = picture(fig.axes[3])[:, -16:].astype(float)   # √0.048 of the photograph, or nothing
-    face = figures.data.to_uint8(course.x)[0].numpy()
+    face = data.to_uint8(course.x)[0].numpy()
     like = [np.corrcoef(part.ravel(), face.ravel())[0, 1] for part in (ghost[:16], ghost[-16:])]
     assert like[0] > 0.5 and abs(like[1]) < 0.2
 
@@ -241,6 +260,9 @@ def test_one_steps_bells_have_its_mean_and_variance(course):
     for t, line in zip((20, 100, 300), fig.axes[0].lines):
         beta = 1e-4 + (0.02 - 1e-4) * (t - 1) / 299
         assert_bell(line, t, 0.8 * (1 - beta) ** 0.5, beta)
+    betas = np.linspace(1e-4, 0.02, 300)
+    assert np.allclose(fig.axes[1].lines[0].get_ydata(), (1 - betas) ** 0.5, rtol=1e-12)
+    assert np.allclose(fig.axes[2].lines[0].get_ydata(), betas, rtol=1e-12)
 
 
 def assert_bell(line, t, mean, variance):
@@ -266,3 +288,145 @@ def test_algorithm_1_learns(monkeypatch):
     assert len(losses) == 50 and len(samples) == 2 and samples[0].shape == (5, 3, 16, 16)
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
     assert (samples[0] != samples[1]).any()
+
+
+def test_the_masks_drawn_are_those_of_the_families_that_are_named(course):
+    shown, titles = panels(draw("masks", course).axes[0])
+    assert [title.split("\n")[0] for title in titles] == list(masks.FAMILIES)
+    photograph = bytes_of(course.x[0])
+    for j, (family, title) in enumerate(zip(masks.FAMILIES.values(), titles)):
+        holes = family(400, 16, torch.Generator().manual_seed(2))
+        assert float(title.split()[-1].strip("%")) == pytest.approx(100 * holes.mean(), abs=0.5)
+        assert (shown[0, j] == 255 * holes[0].permute(1, 2, 0).numpy()).all()
+        for i, hole in enumerate(holes[:3].permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy() > 0):
+            assert (shown[i + 1, j][~hole] == photograph[~hole]).all()
+            assert (shown[i + 1, j][hole] == 128).all()
+
+
+def test_scene_matches_are_the_nearest_and_only_the_hole_is_pasted(course):
+    """Against every distance, of the quarter-size cells that are wholly known."""
+    shown, _ = panels(draw("scene", course).axes[0])
+    faces, face = data.synthetic(2000, 16), data.synthetic(1, 16, seed=7)[0].numpy().astype(int)
+    hole = masks.center(1, 16)[0, 0].numpy() > 0
+    cells = faces.numpy().reshape(-1, 4, 4, 4, 4, 3).mean(axis=(2, 4))
+    cell = face.reshape(4, 4, 4, 4, 3).mean(axis=(1, 3))
+    known = ~hole.reshape(4, 4, 4, 4).any(axis=(1, 3))
+    nearest = ((cells - cell) ** 2)[:, known].sum(axis=(1, 2)).argsort()
+    for j, match in ((1, nearest[0]), (2, nearest[1])):
+        assert (shown[0, j] == faces[match].numpy()).all()
+    assert (shown[0, 0][hole] == 128).all() and (shown[0, 5] == face).all()
+    for j in (0, 3, 4):
+        assert (shown[0, j][~hole] == face[~hole]).all()
+    assert (shown[0, 3] != shown[0, 4]).any()
+    assert np.abs(shown[0, 4] - face)[hole].mean() < np.abs(shown[0, 3] - face)[hole].mean()
+
+
+def test_noise_is_added_step_by_step(course):
+    """x_t = √(1-β_t) x_{t-1} + √β_t ε, with the linear schedule's β."""
+    torch.manual_seed(0)
+    shown, titles = panels(draw("noising", course).axes[0])
+    assert titles == [f"$x_{{{t}}}$" for t in range(0, 301, 60)]
+    torch.manual_seed(0)
+    x = course.x.double()
+    assert (shown[0, 0] == bytes_of(course.x[0])).all()
+    for t, beta in enumerate(np.linspace(1e-4, 0.02, 300), 1):
+        x = (1 - beta) ** 0.5 * x + beta ** 0.5 * torch.randn_like(course.x)
+        if t % 60 == 0:
+            assert np.abs(shown[0, t // 60] - bytes_of(x[0])).max() <= 1
+
+
+def test_the_linear_schedules_line_is_a_straight_one_with_its_ends_named(course):
+    ax, = draw("linear", course).axes
+    t, betas = ax.lines[0].get_data()
+    assert (t == np.arange(1, 301)).all()
+    assert np.allclose(betas, np.linspace(1e-4, 0.02, 300), rtol=1e-12)
+    assert [float(text.get_text().split()[-1]) for text in ax.texts] == [1e-4, 0.02]
+
+
+def test_the_embedding_drawn_is_the_networks(course):
+    """And its products are Σ cos ω (t - s), from cos a cos b + sin a sin b = cos (a - b)."""
+    fig = draw("embedding", course)
+    assert (picture(fig.axes[0]) == timestep_embedding(torch.arange(300), 64).T.numpy()).all()
+    omega = 10_000 ** (-np.arange(32) / 32)
+    assert len(fig.axes[1].lines) == 2
+    for line in fig.axes[1].lines:
+        t, product = line.get_data()
+        away = np.subtract(t, int(line.get_label().split()[-1]))
+        assert np.allclose(product, np.cos(np.outer(away, omega)).mean(axis=1), atol=1e-4)
+        assert t[np.argmax(product)] == int(line.get_label().split()[-1])
+
+
+def test_the_strips_titles_say_which_step_is_drawn(course):
+    xs, x0s = course.inpainting
+    shown, titles = panels(draw("inpainting", course).axes[0])
+    assert titles == [f"t = {t}" for t in (20, 16, 12, 8, 4, 0)]
+    for j, title in enumerate(titles):
+        i = 20 - int(title.split()[-1])
+        assert (shown[0, j] == bytes_of(xs[i])).all() and (shown[1, j] == bytes_of(x0s[i])).all()
+
+
+def test_the_film_shows_every_step_of_the_strip_beside_its_estimate(course):
+    frames = figures.FIGURES["animation"](course)
+    assert len(frames) == 20 + 8
+    for frame, x, x0 in zip(frames, *course.inpainting):
+        seen = np.asarray(frame).astype(int)[22 + 6::12]                      # 12 pixels a pixel
+        assert (seen[:, 6:192:12] == bytes_of(x)).all()
+        assert (seen[:, 196 + 6::12] == bytes_of(x0)).all()
+
+
+def test_results_columns_hold_their_methods_fills_and_known_pixels_are_exact(course, monkeypatch):
+    """Every method's fill a grey of its own, the network's two a draw of its generator."""
+    greys = {"encoder_decoder": 10, "glcic": 60, "biharmonic": 110, "patchmatch": 160}
+
+    def find(name, *_):
+        def inpaint(image, hole, generator):
+            if name in greys:
+                return torch.full_like(image, greys[name] / 127.5 - 1)
+            return torch.stack([torch.rand(3, 16, 16, generator=g) for g in generator])
+        return SimpleNamespace(inpaint=inpaint)
+
+    monkeypatch.setattr(figures.methods, "find", find)
+    ax = draw("results", course).axes[0]
+    shown, titles = panels(ax)
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(masks.FAMILIES)
+    first, *middle, last = [title.lower().replace("-", "_") for title in titles]
+    assert first == "to fill" and last == "original" and len(middle) == 2 + len(greys)
+    for i, family in enumerate(masks.FAMILIES.values()):
+        hole = family(1, 16, torch.Generator().manual_seed(2))[0, 0].numpy() > 0
+        for j in range(len(titles)):
+            assert (shown[i, j][~hole] == bytes_of(course.x[0])[~hole]).all()
+        assert (shown[i, 0][hole] == 128).all()
+        assert (shown[i, 1][hole] != shown[i, 2][hole]).any()
+        for j, title in enumerate(middle[2:], 3):
+            assert (shown[i, j][hole] == greys[title]).all()
+
+
+def test_every_point_of_quality_against_calls_is_a_result(course):
+    """Nothing of docs/calls.json is left out, and nothing else drawn: calls, mean and interval."""
+    fig = draw("calls", course)
+    for ax, hole in zip(fig.axes, ("center", "irregular")):
+        drawn = {}
+        for bars in ax.containers:
+            line, _, (segments,) = bars
+            for calls, mean, ends in zip(*line.get_data(), segments.get_segments()):
+                drawn.setdefault((calls, mean, *ends[:, 1]), []).append(line)
+        told = {(r["calls"], *r["crps_minus_first"]): (r["method"].split("@")[0], i)
+                for i, run in enumerate(json.loads(figures.CALLS.read_text()))
+                for r in run["results"] if r["mask"] == hole}
+        assert len(drawn) == len(told)
+        colour = dict(zip(figures.methods.NETWORK, figures.COLOURS))
+        for point, (method, i) in told.items():
+            (lines,) = [lines for at, lines in drawn.items() if np.allclose(at, point, atol=1e-6)]
+            assert lines[-1].get_color() == colour[method]
+            assert (lines[-1].get_markerfacecolor() == "white") == (i > 0)
+
+
+def test_the_loss_drawn_is_that_of_algorithm_1(course, monkeypatch):
+    monkeypatch.setattr(figures, "STEPS", 40)
+    losses = [math.exp(-i / 7) for i in range(40)]
+    images = [torch.zeros(5, 3, 16, 16)] * 3
+    monkeypatch.setattr(figures, "algorithm_1", lambda stops: (losses, images))
+    points, mean = draw("training", course).axes[0].lines
+    assert np.allclose(points.get_ydata(), losses)
+    for step, value in zip(*mean.get_data()):
+        assert value == pytest.approx(np.mean(losses[step - 2:step]), rel=1e-6)
