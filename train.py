@@ -268,7 +268,7 @@ def parse(argv=None):
     add("--lr", type=float, default=3e-4, help="AdamW's learning rate, after the warm-up")
     add("--warmup", type=int, default=200, help="steps over which the learning rate rises")
     add("--ema", type=float, default=0.999, help="decay of the moving average, a step")
-    add("--schedule", choices=SCHEDULES, default="cosine", help="noise schedule")
+    add("--schedule", choices=SCHEDULES, default="rescaled", help="noise schedule")
     add("--T", type=int, default=300, help="levels of noise")
     add("--prediction", choices=("v", "eps"), default="v", help="what the network predicts")
     add("--patch", type=int, default=2, help="pixels are gathered in squares of this side")
