@@ -33,13 +33,15 @@ from schedules import cosine_betas
 from unet import UNet
 
 
-def works(args, net, x0, hole):
-    """(a forward pass, a training step as in train.py, sampling) as functions without arguments."""
+def works(args, net, x0, hole, plain=False):
+    """(a forward pass, a training step as in train.py, sampling) as functions without arguments;
+    `plain`: in float32, not compiled, optimizer and moving average a parameter at a time."""
     ddpm, t = DDPM(cosine_betas(), "v", clip=True), torch.full((len(x0),), 150, device=x0.device)
     ema, generator = copy.deepcopy(net).requires_grad_(False), torch.Generator(x0.device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
-    autocast = torch.autocast(x0.device.type, torch.bfloat16, enabled=args.bf16)
-    if args.compile:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=not plain, foreach=False)
+    autocast = torch.autocast(x0.device.type, torch.bfloat16, enabled=args.bf16 and not plain)
+    average = one_by_one if plain else train.average
+    if args.compile and not plain:
         net.compile()
 
     def step():
@@ -49,9 +51,16 @@ def works(args, net, x0, hole):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        train.average(ema, net, 0.999)
+        average(ema, net, 0.999)
     look = autocast(torch.no_grad()(lambda: net(x0, t, hole)))
     return look, step, autocast(lambda: ddpm.sample(net, x0, hole, args.calls, 0.0))
+
+
+@torch.no_grad()
+def one_by_one(ema, net, decay):
+    """train.average without its multi-tensor operation."""
+    for old, new in zip(ema.parameters(), net.parameters()):
+        old.lerp_(new, 1 - decay)
 
 
 def around(args, folder):
@@ -88,6 +97,20 @@ def clock(work, device):
     return time.perf_counter() - begun
 
 
+def profile(step, device, steps=5, most=6):
+    """What a training step's time goes into, as a line; on a GPU also the share that it idles."""
+    kind = "cpu" if device == "cpu" else "device"
+    with torch.profiler.profile() as profiler:
+        elapsed = clock(lambda: [step() for _ in range(steps)], device)
+    spent = {event.key: getattr(event, f"self_{kind}_time_total") / 1e6 / elapsed
+             for event in profiler.key_averages() if event.device_type.name == kind.upper()
+             or kind == "device" and event.device_type.name == "CUDA"}
+    largest = sorted(spent, key=spent.get, reverse=True)[:most]
+    idle = f"; idle {1 - sum(spent.values()):.0%}" if kind == "device" else ""
+    return ", ".join(f"{name.removeprefix('aten::')[:40]} {spent[name]:.0%}"
+                     for name in largest) + idle
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add, cuda = parser.add_argument, torch.cuda.is_available()
@@ -107,7 +130,9 @@ def main():
     flops = args.batch * peers.operations(net, args.size, backward=True)
     matrix = torch.ones(n, n, device=args.device, dtype=torch.bfloat16 if args.bf16 else None)
     ours = works(args, net, x0, hole)
+    plain = works(args, UNet(args.size, 2, args.widths).to(args.device), x0, hole, plain=True)[1]
     rows = {"training step | a matrix product": (ours[1], lambda: matrix @ matrix),
+            "training step | the same, plain": (ours[1], plain),
             "holes | training step": (
                 lambda: masks.mixture(args.batch, args.size, device=args.device), ours[1])}
     try:
@@ -123,11 +148,8 @@ def main():
         rounds = [[[clock(work, args.device) for work in pair] for pair in rows.values()]
                   for _ in tqdm(range(args.repeats + 1), "measuring", unit=" rounds")]
     report(args, dict(zip(rows, np.array(rounds[1:]).transpose(1, 2, 0))), flops, 2 * n ** 3)
-    if args.device != "cpu":
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            elapsed = clock(lambda: [ours[1]() for _ in range(10)], args.device)
-        busy = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
-        print(f"In training, the GPU idles for {1 - busy / elapsed:.0%} of the time.")
+    for name, step in {"Plain": plain, "As it is": ours[1]}.items():
+        print(f"{name}, a training step goes into {profile(step, args.device)}.")
 
 
 def report(args, seconds, flops, product):

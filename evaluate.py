@@ -16,7 +16,7 @@ a file a batch, from which --resume goes on.
 import argparse
 import contextlib
 import csv
-import datetime
+import functools
 import hashlib
 import itertools
 import json
@@ -39,6 +39,7 @@ import inpaint
 import masks
 import methods
 import scores
+import together
 from safety import (BadInput, alone, device, origin, reading, run, sweep, whole, within,
                     write_png)
 
@@ -114,13 +115,14 @@ def save_fills(folder, mask, name, images, hole, fills, first, told=None):
 
 # ---- the work, a part a batch ------------------------------------------------------------------
 
-def score_parts(args, images, holes, chosen, lpips, features, rank, number):
+def score_parts(args, images, holes, chosen, lpips, features):
     """Fill and score this process's share of the batches, each into its file of --out/parts."""
     work = [(mask, name, first) for mask in holes for name in args.methods
-            for first in range(0, len(images), args.batch)][rank::number]
+            for first in range(0, len(images), args.batch)][together.RANK::together.NUMBER]
     left = [task for task in work if not part(args, *task).exists()]
+    training = functools.cache(lambda: training_images(args))
     for mask, name, first in tqdm(left, "scoring", len(work), initial=len(work) - len(left),
-                                  unit=" batches", disable=rank > 0):
+                                  unit=" batches", disable=together.RANK > 0):
         batch, hole = (x[first:first + args.batch] for x in (images, holes[mask]))
         if name in args.read:
             seconds, calls = math.nan, math.nan
@@ -128,7 +130,7 @@ def score_parts(args, images, holes, chosen, lpips, features, rank, number):
         else:
             method = chosen[name]
             if not hasattr(method, "inpaint"):
-                method.inpaint = method.fit(training_images(args))
+                method.inpaint = method.fit(training())
             begun = time.perf_counter()
             fills = draw_fills(name, method, batch, hole.to(args.device), first,
                                args.samples if method.DRAWS else 1, args.seed)
@@ -425,68 +427,51 @@ def parse():
 
 def main():
     args = parse()
-    rank, number = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    wait = start_together(args, number) if number > 1 else lambda: None
+    args.device = str(together.own_device(args.device))
 
     def network(make, *arguments):
         try:
             return make(*arguments)
         except scores.Missing as error:
-            if rank == 0:
+            if together.RANK == 0:
                 print(error, file=sys.stderr)
 
-    ddpm, eps_model, args.size = inpaint.load_weights(args.weights, args.device)
-    if rank > 0:
-        wait()                                          # the first process decodes for all
-    images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
-    holes = {mask: masks.MASKS[mask](len(images), args.size,
-                                     torch.Generator().manual_seed(args.seed))
-             for mask in args.masks}
-    chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16)
-              for name in args.methods if name not in args.read}
-    lpips = network(scores.lpips_network, args.device) if args.perceptual else None
-    features = None
-    if args.features == "unet":
-        features = scores.unet_features(eps_model, args.device)
-    elif args.perceptual or args.features:
-        features = network(scores.extractor, args.features, args.device)
-    with alone(args.out) if rank == 0 else contextlib.nullcontext():
-        if rank == 0:
-            open_parts(args, images, lpips, features)
-            wait()
-        score_parts(args, images, holes, chosen, lpips, features, rank, number)
-        wait()
-        if rank == 0:
-            finish(args, images, holes, features, number)
+    with together.joined():
+        ddpm, eps_model, args.size = inpaint.load_weights(args.weights, args.device)
+        with together.first():                                  # who decodes for all
+            images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
+        holes = {mask: masks.MASKS[mask](len(images), args.size,
+                                         torch.Generator().manual_seed(args.seed))
+                 for mask in args.masks}
+        chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16)
+                  for name in args.methods if name not in args.read}
+        lpips = network(scores.lpips_network, args.device) if args.perceptual else None
+        features = None
+        if args.features == "unet":
+            features = scores.unet_features(eps_model, args.device)
+        elif args.perceptual or args.features:
+            features = network(scores.extractor, args.features, args.device)
+        with alone(args.out) if together.RANK == 0 else contextlib.nullcontext():
+            with together.first():
+                if together.RANK == 0:
+                    open_parts(args, images, lpips, features)
+            score_parts(args, images, holes, chosen, lpips, features)
+            together.largest()                                  # waits for all
+            if together.RANK == 0:
+                finish(args, images, holes, features)
 
 
-def finish(args, images, holes, features, number):
+def finish(args, images, holes, features):
     """From all the parts, the results."""
     found = collect(args, len(images))
     versions = {"Python": platform.python_version(), "torch": torch.__version__,
                 "torchmetrics": torchmetrics.__version__,
                 "device": torch.cuda.get_device_name() if "cuda" in args.device else "CPU",
-                "processes": number, "threads each": torch.get_num_threads()}
+                "processes": together.NUMBER, "threads each": torch.get_num_threads()}
     results = summarize(args, images, found, features)
     text = report(args, images, found, results, versions)
     write(args, images, holes, found, results, text, versions)
     print(text)
-
-
-def start_together(args, number):
-    """Meet the other processes that torchrun has started; returns the function that waits for all.
-
-    They share nothing but --out and --cache, so gloo serves GPUs as well: it carries no tensor."""
-    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=7))
-    if args.device == "cuda":
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-
-    def wait():
-        try:
-            torch.distributed.barrier()
-        except RuntimeError:                             # another process has ended, and said why
-            sys.exit(2)
-    return wait
 
 
 if __name__ == "__main__":

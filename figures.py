@@ -32,7 +32,7 @@ import train
 from baselines import patchmatch, scene_completion
 from ddpm import DDPM
 from safety import BadInput, run, whole
-from schedules import cosine_betas, linear_betas
+from schedules import SCHEDULES, cosine_betas, linear_betas
 from unet import SelfAttention, UNet, timestep_embedding
 
 STYLE = {                       # solid, dashed, dotted: three lines even without colour
@@ -212,22 +212,23 @@ def linear_schedule(course, fig):
     ax.text(270, betas[-1], rf"$\beta_{{{T}}}$ = {betas[-1]:g}", ha="right", va="center")
 
 
-@figure("schedules", height=5.4)
-def linear_and_cosine(course, fig):
-    both, n = {"linear": course.linear, "cosine": course.cosine}, torch.arange(60, 301, 60)
+@figure("schedules", height=7)
+def three_schedules(course, fig):
+    three = {name: DDPM(betas(T)) for name, betas in SCHEDULES.items()}
+    n = torch.arange(60, 301, 60)
     rows = []
-    *axes, below = fig.subplot_mosaic("abc;ddd", height_ratios=[1, 1.7]).values()
-    bars = {name: ddpm.alphas_bar for name, ddpm in both.items()}
+    *axes, below = fig.subplot_mosaic("abc;ddd", height_ratios=[1, 2.5]).values()
+    bars = {name: ddpm.alphas_bar for name, ddpm in three.items()}
     curves(axes[0], r"noise added at a step, $\beta_t$",
-           {name: ddpm.betas for name, ddpm in both.items()}, yscale="log")
+           {name: ddpm.betas for name, ddpm in three.items()}, yscale="log")
     curves(axes[1], r"signal left, $\bar\alpha_t$", bars)
     curves(axes[2], r"log SNR, $\ln\ \bar\alpha_t/(1-\bar\alpha_t)$",
            {name: torch.logit(bar) for name, bar in bars.items()})
-    for ddpm in both.values():
+    for ddpm in three.values():
         x = ddpm.q_sample(course.x.expand(5, -1, -1, -1), n - 1, course.noise)
         draws = ddpm.q_sample(course.x, n[-1:] - 1, torch.randn(100, *course.x.shape[1:]))
         rows.append([*x, draws.mean(dim=0)])
-    gallery(below, rows, [*(f"$x_{{{t}}}$" for t in n), "mean of 100 $x_{300}$"], both)
+    gallery(below, rows, [*(f"$x_{{{t}}}$" for t in n), "mean of 100 $x_{300}$"], three)
 
 
 @figure("step")
@@ -366,7 +367,7 @@ def mean_and_variance(course, fig):
     of_x0, variance = (v.flatten() for v in ddpm.posterior(one, 0 * one, torch.arange(T)))
     of_xt = ddpm.posterior(0 * one, one, torch.arange(T))[0].flatten()
     left, middle, right = fig.subplots(1, 3)
-    curves(left, "mean: weights of $x_0$ and $x_t$", {"$x_0$": of_x0, "$x_t$": of_xt})
+    curves(left, "mean: weights of $x_0$ and $x_t$ (cosine)", {"$x_0$": of_x0, "$x_t$": of_xt})
     curves(middle, r"variance: a little less than $\beta_t$",
            {"$q(x_{t-1}|x_t,x_0)$": variance, r"$q(x_t|x_{t-1})$: $\beta_t$": ddpm.betas},
            xscale="log", yscale="log", xticks=[1, 10, 100], xticklabels=[1, 10, 100])

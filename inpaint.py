@@ -122,6 +122,22 @@ def paste(photograph, hole, box, filled):
     return torch.where(hole[0, :, :, None] > 0, large.permute(1, 2, 0), photograph)
 
 
+def complete(method, photograph, hole, size, samples=4, seed=0, device="cpu"):
+    """Fill the hole of one photograph, uint8 [H, W, 3]; hole [1, H, W]; the rest as for `fill`.
+
+    Returns (box, seen, part, fills): the square of the photograph that the network, of `size`, was
+    shown; what it saw there and the hole in it, as from `shrink`; and its fills, uint8 [samples,
+    size, size, 3], to `paste` back. If nothing is left of the hole at the network's size, they are
+    what it would have seen.
+    """
+    box = region(hole, size) if hole.any() else (0, 0, min(hole.shape[1:]))
+    seen, part = shrink(photograph, hole, box, size)
+    if not part.any():
+        return box, seen, part, seen.expand(samples, *seen.shape)
+    fills = fill(method, seen[None], part[None].to(device), samples, seed)
+    return box, seen, part, fills[0].cpu()
+
+
 def astronaut():
     """A face in the public domain (NASA's portrait of Eileen Collins, which comes with
     scikit-image), cut so that the eyes lie where they lie in CelebA's aligned photographs."""
@@ -166,13 +182,19 @@ def read_hole(mask, photographs, size, seed):
     return holes
 
 
+def spread_of(fills):
+    """How much the fills, uint8 [K, H, W, 3], differ at every pixel: their standard deviation, of
+    255, the mean of the three colours: [H, W]."""
+    return fills.astype(float).std(axis=0).mean(axis=-1)
+
+
 def side_by_side(image, hole, fills, scale=3):
     """Original, masked, fills and their pixelwise spread, enlarged and labelled.
 
     image uint8 [H, W, 3]; hole [1, H, W]; fills uint8 [K, H, W, 3]. Returns a picture.
     """
     masked = np.where(hole[0, :, :, None] > 0, 128, image).astype(np.uint8)
-    spread = fills.astype(float).std(axis=0).mean(axis=-1, keepdims=True)
+    spread = spread_of(fills)[..., None]
     heat = (spread / max(spread.max(), 1) * 255).repeat(3, axis=-1).astype(np.uint8)
     panels = [("original", image), ("to fill", masked),
               *((f"fill {k}", fill) for k, fill in enumerate(fills)),
@@ -235,16 +257,12 @@ def main():
             if args.mask in masks.MASKS:
                 photograph = data.square(photograph, size)
             image = torch.from_numpy(np.array(photograph))
-            box = region(hole, size) if hole.any() else (0, 0, min(hole.shape[1:]))
-            seen, part = shrink(image, hole, box, size)
-            if part.any():
-                fills = fill(method.inpaint, seen[None], part[None].to(args.device), samples,
-                             args.seed)[0].cpu()
-            else:
+            box, seen, part, fills = complete(method.inpaint, image, hole, size, samples,
+                                              args.seed, args.device)
+            if not part.any():
                 tqdm.write(f"{stem}: the hole is too thin for the network, and blurred over"
                            if hole.any() else
                            f"{stem}: the hole is empty, nothing to do; the image is copied")
-                fills = seen.expand(samples, *seen.shape)
             bar.update((i + 1) * work - bar.n)
             picture = Image.fromarray((255 * hole[0]).byte().numpy())
             write_png(Image.fromarray(image.numpy()), out / f"{stem}_input.png", told)

@@ -1,8 +1,8 @@
-"""Many processes that train as one: `torchrun --nproc_per_node N train.py …`, on CPUs or on GPUs.
+"""Many processes as one: `torchrun --nproc_per_node N train.py …`, on CPUs or on GPUs.
 
-All of them draw the same whole batch from the same seed: images, flips, holes, t and noise. Each
-runs the network on its own slice and hands the outputs round, so that every process knows the loss
-of the whole batch, and its gradient up to rounding, whatever the number of processes.
+In training, all of them draw the same whole batch from the same seed: images, flips, holes, t and
+noise. Each runs the network on its own slice and hands the outputs round, so that every process
+knows the loss of the whole batch, and its gradient up to rounding, whatever their number.
 """
 import contextlib
 import datetime
@@ -60,8 +60,8 @@ def joined():
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         if RANK == 0:
-            print("another process of this job has ended, so all do; go on from the last "
-                  "checkpoint with --resume", file=sys.stderr)
+            print("another process of this job has ended, so all do; go on with --resume",
+                  file=sys.stderr)
         os._exit(1)                                               # wait for nobody
     dist.destroy_process_group()
 

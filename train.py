@@ -242,34 +242,40 @@ def draw(args, ddpm, ema, device):
     write_png(grid, Path(args.out) / "samples.png", made_with(args))
 
 
-def parse(argv=None):
-    """As `settle`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def flags(parser, out):
+    """The settings of any training."""
     add, cuda = parser.add_argument, torch.cuda.is_available()
     add("--data", nargs="+", metavar="PATH", help="folders or zips of images, or synthetic")
-    add("--out", default="runs/celeba64", help="folder for checkpoint, weights, log and samples")
+    add("--out", default=out, help="folder for checkpoint, weights, log and samples")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--steps", type=int, default=20_000, help="optimizer steps in all")
     add("--batch", type=int, default=32, help="images a step")
+    add("--every", type=int, default=250, help="steps between log lines and checkpoints")
+    add("--size", type=int, default=64, help="side of the images, pixels")
+    add("--limit", type=int, help="train on the first so many images only")
+    add("--cache", default="cache", help="folder for decoded images, 12 kB each at 64×64")
+    add("--seed", type=int, default=0, help="of the weights, batches, holes and noise")
+    add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1, …")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=cuda,
+        help="bfloat16 matrix products: twice as fast where the processor has them")
+
+
+def parse(argv=None):
+    """As `settle`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    flags(parser, out="runs/celeba64")
+    add = parser.add_argument
     add("--lr", type=float, default=3e-4, help="AdamW's learning rate, after the warm-up")
     add("--warmup", type=int, default=200, help="steps over which the learning rate rises")
     add("--ema", type=float, default=0.999, help="decay of the moving average, a step")
-    add("--every", type=int, default=250, help="steps between log lines and checkpoints")
-    add("--schedule", choices=SCHEDULES, default="cosine", help="noise schedule")
+    add("--schedule", choices=SCHEDULES, default="rescaled", help="noise schedule")
     add("--T", type=int, default=300, help="levels of noise")
     add("--prediction", choices=("v", "eps"), default="v", help="what the network predicts")
-    add("--size", type=int, default=64, help="side of the images, pixels")
     add("--patch", type=int, default=2, help="pixels are gathered in squares of this side")
     add("--widths", type=int, nargs="+", default=[64, 128, 224], help="channels per resolution")
     add("--blocks", type=int, default=2, help="residual blocks per resolution")
     add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
-    add("--limit", type=int, help="train on the first so many images only")
-    add("--cache", default="cache", help="folder for decoded images, 12 kB each at 64×64")
-    add("--seed", type=int, default=0, help="of the weights, batches, holes, levels and noise")
-    add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1, …")
-    add("--bf16", action=argparse.BooleanOptionalAction, default=cuda,
-        help="bfloat16 matrix products: twice as fast where the processor has them")
-    add("--compile", action=argparse.BooleanOptionalAction, default=cuda,
+    add("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
         help="compile the network: takes a minute, and on a CPU a C++ compiler")
     args, checkpoint = settle(parser, argv)
     within(args, 1, 10 ** 9, "steps", "warmup", "every")

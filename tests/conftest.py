@@ -5,9 +5,11 @@ import sys
 import hypothesis
 import pytest
 import torch
+import torch._dynamo  # which the first optimizer would import: once, and not in every fork
 
 import safety
 
+SIGNALS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("seeded", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("seeded")
@@ -34,8 +36,7 @@ def as_user(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(autouse=True)
 def signals():
-    """Give the test runner its own Ctrl-C back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Give the test runner its own Ctrl-C back, also from a module's fixture that trained."""
     yield
-    for number, handler in kept.items():
+    for number, handler in SIGNALS.items():
         signal.signal(number, handler)

@@ -1,8 +1,9 @@
 """bench.py counts and computes what it says; how fast a machine is, no test can know."""
 import argparse
-import subprocess
-import sys
+import copy
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,10 @@ import torch
 
 import bench
 import data
-import inpaint
 import masks
 import peers
+import train
 from unet import UNet
-
-ROOT = Path(__file__).parents[1]
 
 
 class Products(torch.nn.Module):
@@ -37,7 +36,9 @@ def test_operations_against_a_count_by_hand():
     assert peers.operations(Products(), 8, backward=True) == 2 * convolution + 3 * attention
 
 
-def test_the_step_that_is_timed_trains():
+def test_the_step_that_is_timed_trains(monkeypatch):
+    averaged = []
+    monkeypatch.setattr(train, "average", lambda *given: averaged.append(given))
     torch.manual_seed(0)
     net, images = UNet(16, 2, [8, 16], 1), data.to_float(data.synthetic(4, 16))
     args = argparse.Namespace(bf16=False, compile=False, calls=3)
@@ -45,7 +46,39 @@ def test_the_step_that_is_timed_trains():
     before = [parameter.clone() for parameter in net.parameters()]
     step()
     assert any((a != b).any() for a, b in zip(before, net.parameters()))
+    assert len(averaged) == 1
     assert look().shape == sample().shape == images.shape and not look().requires_grad
+
+
+def test_plain_or_not_a_step_does_the_same():
+    """In float32, that is, where only the loops over parameters differ."""
+    torch.manual_seed(0)
+    net, images = UNet(16, 2, [8, 16], 1), data.to_float(data.synthetic(4, 16))
+    args = argparse.Namespace(bf16=False, compile=False, calls=3)
+    steps = []
+    for plain in (True, False):
+        twin = copy.deepcopy(net)
+        torch.manual_seed(1)
+        bench.works(args, twin, images, masks.center(4, 16), plain)[1]()
+        steps.append(torch.nn.utils.parameters_to_vector(twin.parameters()))
+    torch.testing.assert_close(*steps)
+
+
+def test_the_average_is_the_same_a_parameter_at_a_time():
+    averages = []
+    for average in (bench.one_by_one, train.average):
+        torch.manual_seed(0)
+        old, new = UNet(16, 2, [8, 16], 1), UNet(16, 2, [8, 16], 1)
+        average(old, new, 0.9)
+        averages.append(torch.nn.utils.parameters_to_vector(old.parameters()))
+    torch.testing.assert_close(*averages)
+
+
+def test_the_profile_names_what_takes_the_time():
+    x = torch.ones(400, 400)
+    line = bench.profile(lambda: [x @ x for _ in range(20)] + [x + 1], "cpu")
+    name, share = line.split(", ")[0].rsplit(" ", 1)
+    assert name == "mm" and 50 < int(share.strip("%")) <= 100
 
 
 def test_the_table_gives_medians_quartiles_and_the_share_of_the_rate(capsys):
@@ -70,13 +103,20 @@ def test_diffusers_network_costs_what_ours_does():
     assert peer(x, t, hole).shape == net(x, t, hole).shape
 
 
-@pytest.mark.skipif(not inpaint.WEIGHTS.exists(), reason="no shipped weights yet")
-def test_every_row_is_measured():
-    done = subprocess.run([sys.executable, ROOT / "bench.py", "--batch", "2", "--repeats", "1",
-                           "--size", "16", "--widths", "8", "16", "24", "--calls", "2", "--device",
-                           "cpu"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
+def test_every_row_is_measured(monkeypatch, as_user):
+    """But for the processes that it starts, which take seconds: those, test_readme.py waits for."""
+    started = []
+    monkeypatch.setattr(bench, "subprocess", SimpleNamespace(
+        run=lambda words, **_: started.append(Path(words[1]).name)))
+    monkeypatch.setattr(bench, "profile", partial(bench.profile, steps=1))
+    status, printed, err = as_user(bench, *"--batch 2 --repeats 1 --size 16 --widths 8 16 24 "
+                                   "--calls 2 --device cpu".split())
+    assert status == 0, err
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
     assert {row[0].strip("| ") for row in rows} >= {
         "training step", "holes", "packing JPEGs", "all scores", "inpaint.py, 20 calls, start to end"}
+    assert ["training step", "the same, plain"] in [[cell.strip("| ") for cell in row[:2]]
+                                                    for row in rows]
+    assert printed.count("a training step goes into") == 2
     assert all(float(number) > 0 for row in rows for number in row[2:4])
+    assert started == 2 * ["inpaint.py", "-c"]

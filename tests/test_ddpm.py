@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import ddpm
 from ddpm import DDPM
-from schedules import cosine_betas, linear_betas
+from schedules import cosine_betas, linear_betas, rescaled_betas
 
 F64 = torch.float64
 
@@ -324,7 +324,7 @@ def numbers(*values):
     return torch.tensor(values, dtype=F64).reshape(-1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("betas", [linear_betas(300), cosine_betas(300)])
+@pytest.mark.parametrize("betas", [linear_betas(300), rescaled_betas(300), cosine_betas(300)])
 def test_iterated_q_step_has_the_moments_of_q_sample(betas):
     """Mean factor √ᾱ_t and variance 1 - ᾱ_t, by iteration on x_0 = 1 and on the noise's share."""
     process, mean, variance = DDPM(betas), numbers(1), numbers(0)
@@ -366,14 +366,14 @@ def test_the_posterior_is_bayes_rule(t):
     assert_close(torch.stack(ours).flatten(), torch.stack([mean, variance]), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("betas", [linear_betas(300), cosine_betas(300)])
+@pytest.mark.parametrize("betas", [linear_betas(300), rescaled_betas(300), cosine_betas(300)])
 def test_the_posterior_of_the_first_step_is_x0_itself(betas):
     mean, variance = DDPM(betas).posterior(numbers(0.7), numbers(-0.4), torch.tensor([0]))
     assert_close(mean, numbers(0.7))
     assert_close(variance, numbers(0))
 
 
-@pytest.mark.parametrize("betas", [linear_betas(300), cosine_betas(300)])
+@pytest.mark.parametrize("betas", [linear_betas(300), rescaled_betas(300), cosine_betas(300)])
 def test_an_ancestral_step_is_the_posterior(betas):
     """η = 1 and s = t - 1: the mean and the σ of eq. 7, at every level."""
     process, t = DDPM(betas), torch.arange(len(betas))

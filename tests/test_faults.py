@@ -40,6 +40,7 @@ from baselines import glcic
 from ddpm import DDPM
 from safety import BadInput
 from test_evaluate import N, save_weights
+from test_together import two
 from test_train import disk_with_room_for
 
 ROOT = Path(__file__).parents[1]
@@ -192,25 +193,29 @@ def test_training_that_is_killed_at_any_moment(tmp_path, trained, kills):
 @short_or_long("kills", 1, 100)
 def test_train_py_itself_as_a_process_of_its_own(tmp_path, trained, kills):
     """Not forked: as a user starts it, killed at any moment from the import of torch on."""
-    out, rng, done = tmp_path / "storm", random.Random(1), 0
+    out, rng, done, training, whole = tmp_path / "storm", random.Random(1), 0, 0, 0
     while True:
         resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
         words = [sys.executable, ROOT / "train.py", *TINY, "--out", out, *resume]
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                    env={**os.environ, "OMP_NUM_THREADS": "1"})  # as here, for the bits
         with contextlib.suppress(subprocess.TimeoutExpired):
-            patience = None if done == kills else rng.uniform(0, 12)
+            patience = None if done == kills else rng.uniform(0, 4 * trained[1])
             process.wait(patience)
         if process.poll() is None:
             process.kill()
             done += 1
         said = process.communicate()[1].decode()
-        if process.returncode != -signal.SIGKILL:
-            assert process.returncode == 0, said
-            assert_same_run(trained[0], out)
-            if done == kills:
-                break
-            shutil.rmtree(out)
+        if process.returncode == -signal.SIGKILL:
+            training += "training:" in said
+            continue
+        assert process.returncode == 0, said
+        assert_same_run(trained[0], out)
+        whole += 1
+        if done == kills:
+            break
+        shutil.rmtree(out)
+    print(f"killed {done}, {training} of them at work; came through {whole}")
 
 
 @pytest.fixture(scope="module")
@@ -458,16 +463,13 @@ def test_too_little_memory_names_the_flag(tmp_path, monkeypatch, weights, script
     assert refused(answer, f"out of memory: lower {flag}")
 
 
-def test_what_one_of_several_processes_refuses_is_said_once(tmp_path, weights):
+def test_what_one_of_several_processes_refuses_is_said_once(tmp_path, monkeypatch, weights):
     """The others, waiting for it, end without gloo's account of that."""
-    (tmp_path / "none").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         ROOT / "evaluate.py", *SCORED, "--weights", weights, "--data", "none"], cwd=tmp_path,
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode and done.stderr.count("evaluate.py: no image of the test split") == 1
-    ours = done.stderr.split("torch/distributed/run.py")[0]      # torchrun's own is not ours to mend
-    assert "evaluate.py\", line" not in done.stderr and "gloo" not in ours
+    monkeypatch.chdir(tmp_path)
+    Path("none").mkdir()
+    statuses, said = two(tmp_path, evaluate.main, *SCORED, "--weights", weights, "--data", "none")
+    assert statuses[0] == 2 and statuses[1]
+    assert re.fullmatch("command.py: no image of the test split.*\n", said)
 
 
 # ---- strangers' files --------------------------------------------------------------------------
@@ -851,13 +853,13 @@ def test_the_same_seed_draws_the_same_picture_in_any_process_on_any_number_of_th
         tmp_path, monkeypatch, weights):
     monkeypatch.chdir(tmp_path)
     argv = ["--weights", weights, "--steps", "4", "--eta", "1", "--samples", "3"]
-    for threads in (1, 2, 4, 1):
-        out = f"{threads}{len(os.listdir('.'))}"
-        subprocess.run([sys.executable, ROOT / "inpaint.py", *argv, "--out", out], check=True,
-                       capture_output=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    for threads in (1, 2, 4):
+        words = [sys.executable, ROOT / "inpaint.py", *argv, "--out", str(threads)]
+        subprocess.run(words, check=True, capture_output=True,
+                       env={**os.environ, "OMP_NUM_THREADS": str(threads)})
     pictures = [[np.asarray(Image.open(path)).tobytes() for path in sorted(Path(out).iterdir())]
                 for out in sorted(os.listdir("."))]
-    assert len(pictures) == 4 and all(pictures[0] == others for others in pictures)
+    assert len(pictures) == 3 and all(pictures[0] == others for others in pictures)
 
 
 def test_any_number_of_decoding_threads_packs_the_same_cache(tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 """Every command of the README runs, word for word, with settings that make it small."""
 import re
+import runpy
+import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +16,14 @@ import data
 import ddpm
 import inpaint
 import masks
+from test_faults import life
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"train.py": "--steps 2 --limit 3 --size 16 --widths 8 --patch 1 --batch 2 --every 1",
          "inpaint.py": "--steps 2 --samples 1",
          "evaluate.py": "--limit 3 --steps 2 --samples 2 --methods keep,mean --batch 2",
-         "figures.py": "", "bench.py": "--size 16 --widths 8 8 --repeats 1 --calls 2"}
+         "bench.py": "--size 16 --widths 8 8 --repeats 1 --calls 2",
+         "figures.py": "", "demo.py": ""}
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^ {4}(?:\./run )?python ((\w+\.py)[^#\n]*)", README, re.MULTILINE)
 BLOCKS = [re.sub("^ {4}", "", block, flags=re.MULTILINE)
@@ -57,7 +62,7 @@ def test_its_own_mask_is_a_hole():
 
 
 @pytest.mark.skipif(not inpaint.WEIGHTS.exists(), reason="no shipped weights yet")
-def test_the_readmes_commands_run(tmp_path):
+def test_the_readmes_commands_run(tmp_path, monkeypatch):
     """In the README's order, as one user would: what one command leaves, the next goes on from."""
     celeba = tmp_path / "PATH" / "TO" / "celeba" / "img_align_celeba"
     celeba.mkdir(parents=True)
@@ -73,10 +78,14 @@ def test_the_readmes_commands_run(tmp_path):
         Image.new("RGB", (40, 30), (20 * i, 99, 50)).save(flowers / f"{i}.png")
     (tmp_path / "flat.py").write_text(METHOD)
     Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
     for command, script in COMMANDS:
-        words = [sys.executable, ROOT / script, *command.split()[1:], *SMALL[script].split()]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        if script == "demo.py":
+            serves([sys.executable, ROOT / script], tmp_path)
+            continue
+        status, said = life(lambda: runpy.run_path(str(ROOT / script), run_name="__main__"),
+                            *command.split()[1:], *SMALL[script].split())
+        assert status == 0, f"{command}\n{said}"
     assert (tmp_path / "out" / "astronaut.png").exists()
     assert (tmp_path / "out" / "folder" / "a_0.png").exists()
     given, hole, flat = (np.asarray(Image.open(tmp_path / f"out/flat/astronaut_{name}.png")) / 1.0
@@ -85,3 +94,17 @@ def test_the_readmes_commands_run(tmp_path):
     assert (tmp_path / "runs" / "celeba64" / "weights.pt").exists()
     assert (tmp_path / "runs" / "flowers" / "weights.pt").exists()
     assert (tmp_path / "results" / "latest" / "table.md").exists()
+
+
+def serves(words, folder):
+    """It says where its page is, and ends when told to; or, without gradio, what is missing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        words = [*words, "--port", str(server.getsockname()[1])]
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:
+        if process.stdout.readline():
+            assert find_spec("gradio")
+            process.terminate()
+        error = process.stderr.read()
+    assert process.returncode == (130 if find_spec("gradio") else 2), error
+    assert find_spec("gradio") or "pip install -r requirements-demo.txt" in error

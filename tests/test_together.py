@@ -1,10 +1,11 @@
 """Two processes train as one does: the same losses, the same gradient, and no file but once."""
 import json
+import multiprocessing.connection
 import os
 import re
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,26 +13,30 @@ import torch
 
 import data
 import masks
+import safety
+import together
 import train
 from ddpm import DDPM
 from schedules import cosine_betas
 from unet import UNet
 
-ROOT = Path(__file__).parents[1]
 TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 "
         "--steps 7 --every 3 --warmup 2 --device cpu").split()
-SIGNAL = """
-if together.RANK > 0:
-    train.save = train.log = train.draw = None                    # only the first may write
-average = train.average
-calls = iter(range(100))
-def signalled(*args):
-    average(*args)
-    if next(calls) == 4 and together.RANK == {rank}:
-        os.kill(os.getpid(), signal.{name})
-train.average = signalled
-safety.run(train.main)
-"""
+
+
+def signalled(rank, number):
+    """Training in which one process gets a signal in step 5, and only the first may write."""
+    def work():
+        def average(*args, average=train.average, calls=iter(range(100))):
+            average(*args)
+            if next(calls) == 4 and together.RANK == rank:
+                os.kill(os.getpid(), number)
+
+        if together.RANK > 0:
+            train.save = train.log = train.draw = None
+        train.average = average
+        train.main()
+    return work
 
 
 def gradient(eps_model, net):
@@ -52,17 +57,33 @@ def network():
     return net
 
 
-def two(tmp_path, code, *argv):
-    """Run Python code as two processes, as torchrun does; returns (exit status, stderr)."""
-    script = tmp_path / "train.py"
-    script.write_text(f"import os, signal, sys\nsys.path[:0] = [{str(ROOT)!r}, "
-                      f"{str(ROOT / 'tests')!r}]\nimport safety, together, torch, train\n"
-                      f"torch.set_num_threads(1)\n{code}")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                           "--nproc_per_node", "2", script, *map(str, argv)], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return done.returncode, done.stderr
+def two(tmp_path, work, *argv):
+    """work() as a command in two processes that meet as under torchrun, and when one has failed
+    the other is told to end; forked, as torch takes seconds to import (torchrun itself:
+    test_evaluate.py). Returns (exit statuses, stderr)."""
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    screen = open(tmp_path / "said", "a", buffering=1)
+
+    def process(rank):
+        os.dup2(screen.fileno(), 2)
+        sys.argv, sys.stderr = ["command.py", *map(str, argv)], screen
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
+                       "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        together.RANK, together.NUMBER = rank, 2
+        signal.alarm(120)                                            # a hang is a failure, too
+        safety.run(work)
+
+    both = [multiprocessing.get_context("fork").Process(target=process, args=(rank,))
+            for rank in range(2)]
+    for one in both:
+        one.start()
+    multiprocessing.connection.wait([one.sentinel for one in both])
+    time.sleep(0.1)                                                  # as often as torchrun looks
+    for one in both:
+        if any(other.exitcode for other in both):
+            one.terminate()
+        one.join()
+    return [one.exitcode for one in both], Path(screen.name).read_text()
 
 
 def alone(out, *argv):
@@ -90,14 +111,13 @@ def whole(tmp_path_factory):
 
 
 def test_the_loss_and_the_gradient_are_those_of_the_whole_batch(tmp_path):
-    status, said = two(tmp_path, """
-from test_together import gradient, network
-with together.joined():
-    net = network()
-    eps_model = together.share(net)
-    torch.save(gradient(eps_model, net), f"{together.RANK}.pt")
-""")
-    assert status == 0, said
+    def work():
+        with together.joined():
+            net = network()
+            torch.save(gradient(together.share(net), net), tmp_path / f"{together.RANK}.pt")
+
+    statuses, said = two(tmp_path, work)
+    assert statuses == [0, 0], said
     net = network()
     expected = gradient(net, net)
     for rank in range(2):
@@ -107,8 +127,8 @@ with together.joined():
 
 def test_begun_on_two_stopped_by_a_signal_to_one_and_ended_on_one(tmp_path, whole):
     out = tmp_path / "run"
-    status, said = two(tmp_path, SIGNAL.format(rank=1, name="SIGINT"), *TINY, "--out", out)
-    assert status != 0 and said.count("interrupted: step 5 is saved") == 1
+    statuses, said = two(tmp_path, signalled(1, signal.SIGINT), *TINY, "--out", out)
+    assert statuses == [130, 130] and said.count("interrupted: step 5 is saved") == 1
     assert train.load_checkpoint(out)["step"] == 5
     alone(out, "--resume")
     same(out, whole)
@@ -121,8 +141,8 @@ def test_begun_on_one_and_ended_on_two(tmp_path, whole, monkeypatch):
     with pytest.raises(ZeroDivisionError):                        # a power cut in step 5
         alone(out)
     assert train.load_checkpoint(out)["step"] == 3
-    status, said = two(tmp_path, "safety.run(train.main)", "--out", out, "--resume")
-    assert status == 0, said
+    statuses, said = two(tmp_path, train.main, "--out", out, "--resume")
+    assert statuses == [0, 0], said
     same(out, whole)
     assert {path.name for path in out.iterdir()} == {
         "checkpoint.pt", "weights.pt", "log.jsonl", "samples.png"}
@@ -130,14 +150,15 @@ def test_begun_on_one_and_ended_on_two(tmp_path, whole, monkeypatch):
 
 def test_a_killed_process_ends_the_job_with_one_line_and_the_last_checkpoint(tmp_path):
     out = tmp_path / "run"
-    status, said = two(tmp_path, SIGNAL.format(rank=1, name="SIGKILL"), *TINY, "--out", out)
-    assert status != 0
+    statuses, said = two(tmp_path, signalled(1, signal.SIGKILL), *TINY, "--out", out)
+    assert statuses == [1, -signal.SIGKILL]
     assert len(re.findall("another process of this job has ended", said)) == 1
     assert train.load_checkpoint(out)["step"] == 3
     assert not list(out.glob(".*.tmp"))
 
 
 def test_bad_input_is_said_once(tmp_path):
-    status, said = two(tmp_path, "safety.run(train.main)", *TINY, "--out", "run", "--batch", 3)
-    assert status != 0 and said.count("cannot be shared out evenly") == 1
-    assert "another process" not in said and not (tmp_path / "run").exists()
+    out = tmp_path / "run"
+    statuses, said = two(tmp_path, train.main, *TINY, "--out", out, "--batch", 3)
+    assert statuses[0] == 2 and statuses[1] and said.count("cannot be shared out evenly") == 1
+    assert "another process" not in said and not out.exists()
