@@ -463,7 +463,7 @@ def film(course, fig):
 def side_by_side(course, fig):
     holes = torch.cat([family(1, course.size, torch.Generator().manual_seed(2))
                        for family in masks.FAMILIES.values()])
-    images = course.image.expand(5, -1, -1, -1)
+    images = course.image.expand(len(holes), -1, -1, -1)
     columns = {"to fill": grey(course.x, holes)}
     for name, title in (("keep", "diffusion (keep)"), ("encoder_decoder", "encoder-decoder"),
                         ("glcic", "GLCIC"), ("biharmonic", "biharmonic"),
