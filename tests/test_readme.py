@@ -86,8 +86,8 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch):
                             *command.split()[1:], *SMALL[script].split())
         assert status == 0, f"{command}\n{said}"
     assert (tmp_path / "out" / "astronaut.png").exists()
-    assert (tmp_path / "filled" / "a_0.png").exists()
-    given, hole, flat = (np.asarray(Image.open(tmp_path / "flat" / f"astronaut_{name}.png")) / 1.0
+    assert (tmp_path / "out" / "folder" / "a_0.png").exists()
+    given, hole, flat = (np.asarray(Image.open(tmp_path / f"out/flat/astronaut_{name}.png")) / 1.0
                          for name in ("input", "hole", "0"))
     assert np.abs(flat[hole > 0] - given[hole == 0].mean(axis=0)).max() <= 1
     assert (tmp_path / "runs" / "celeba64" / "weights.pt").exists()
