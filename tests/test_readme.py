@@ -21,7 +21,7 @@ from test_faults import life
 ROOT = Path(__file__).parents[1]
 SMALL = {"train.py": "--steps 2 --limit 3 --size 16 --widths 8 --patch 1 --batch 2 --every 1",
          "inpaint.py": "--steps 2 --samples 1",
-         "evaluate.py": "--limit 3 --steps 2 --samples 2 --methods keep,mean --batch 2",
+         "evaluate.py": "--limit 3 --steps 2 --samples 2 --masks center --batch 2",
          "bench.py": "--size 16 --widths 8 8 --repeats 1 --calls 2",
          "figures.py": "", "demo.py": ""}
 README = (ROOT / "README.md").read_text()
