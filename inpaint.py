@@ -33,7 +33,7 @@ from schedules import SCHEDULES
 from unet import UNet
 
 WEIGHTS = Path(__file__).parent / "weights" / "celeba64.pt"
-BATCH = 32        # images a network call: enough to keep a processor busy, 0.4 GB at 64×64
+BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
 FINEST = 10       # the network is to see no more of a photograph than 10 × the hole's extent
 
 
@@ -53,21 +53,22 @@ def load_weights(path=WEIGHTS, device="cpu"):
     return ddpm, net.to(device), settings["unet"]["size"]
 
 
-def fill(method, images, hole, samples=4, seed=0):
+def fill(method, images, hole, samples=4, seed=0, batch=BATCH):
     """Draw `samples` fills of every image.
 
     method  inpaint(image, hole, generator) -> image, as in methods.py
     images  uint8 [N, H, W, 3];  hole [N, 1, H, W], on the device to work on
     seed    sample k of an image depends on (seed, k) alone, not on the images beside it
+    batch   fills at a time; a network's rounding depends on how many
     Returns uint8 [N, samples, H, W, 3], outside the hole exactly `images`.
     """
     images = images.to(hole.device)
     given = torch.where(hole > 0, 0.0, data.to_float(images))
     known, holes = (v.repeat_interleave(samples, dim=0) for v in (given, hole))
     seeds = [seed * 65_536 + k + 1 for _ in images for k in range(samples)]
-    fills = [method(known[i:i + BATCH], holes[i:i + BATCH],
-                    [torch.Generator().manual_seed(s) for s in seeds[i:i + BATCH]])
-             for i in range(0, len(known), BATCH)]
+    fills = [method(known[i:i + batch], holes[i:i + batch],
+                    [torch.Generator().manual_seed(s) for s in seeds[i:i + batch]])
+             for i in range(0, len(known), batch)]
     filled = data.to_uint8(torch.cat(fills)).unflatten(0, (len(images), samples))
     return torch.where(hole.permute(0, 2, 3, 1)[:, None] > 0, filled, images[:, None])
 
@@ -122,7 +123,7 @@ def paste(photograph, hole, box, filled):
     return torch.where(hole[0, :, :, None] > 0, large.permute(1, 2, 0), photograph)
 
 
-def complete(method, photograph, hole, size, samples=4, seed=0, device="cpu"):
+def complete(method, photograph, hole, size, samples=4, seed=0, device="cpu", batch=BATCH):
     """Fill the hole of one photograph, uint8 [H, W, 3]; hole [1, H, W]; the rest as for `fill`.
 
     Returns (box, seen, part, fills): the square of the photograph that the network, of `size`, was
@@ -134,7 +135,7 @@ def complete(method, photograph, hole, size, samples=4, seed=0, device="cpu"):
     seen, part = shrink(photograph, hole, box, size)
     if not part.any():
         return box, seen, part, seen.expand(samples, *seen.shape)
-    fills = fill(method, seen[None], part[None].to(device), samples, seed)
+    fills = fill(method, seen[None], part[None].to(device), samples, seed, batch)
     return box, seen, part, fills[0].cpu()
 
 
@@ -222,11 +223,13 @@ def main():
     add("--steps", type=int, default=20, help="network calls a fill, at most the chain's T")
     add("--eta", type=float, help="0: deterministic … 1: ancestral, as in DDPM, the default")
     add("--seed", type=int, default=0, help="of the noise and of a drawn hole")
+    add("--batch", type=int, default=BATCH, help="fills at a time; 1 takes up to twice as long, and a "
+        "fill is the same to the last bit however many are asked for")
     add("--weights", default=WEIGHTS, help="a weights.pt or checkpoint.pt of train.py's")
     add("--out", default="out", help="folder for the results")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    within(args, 1, 65_535, "samples")
+    within(args, 1, 65_535, "samples", "batch")
     within(args, 0, 10 ** 9, "seed")
     within(args, 0, 1, "eta")
     device(args.device)
@@ -251,14 +254,14 @@ def main():
     told = origin(args.weights, args.seed)
 
     begun = time.time()
-    work = -(-samples // BATCH) * max(method.CALLS, 1)           # steps of the bar for an image
+    work = -(-samples // args.batch) * max(method.CALLS, 1)           # steps of the bar for an image
     with tqdm(total=len(holes) * work, desc="inpainting", unit=" calls") as bar:
         for i, ((stem, photograph), hole) in enumerate(zip(photographs.items(), holes)):
             if args.mask in masks.MASKS:
                 photograph = data.square(photograph, size)
             image = torch.from_numpy(np.array(photograph))
             box, seen, part, fills = complete(method.inpaint, image, hole, size, samples,
-                                              args.seed, args.device)
+                                              args.seed, args.device, args.batch)
             if not part.any():
                 tqdm.write(f"{stem}: the hole is too thin for the network, and blurred over"
                            if hole.any() else
