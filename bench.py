@@ -65,7 +65,7 @@ def one_by_one(ema, net, decay):
 
 def around(args, folder):
     """Rows of what surrounds the network, each beside the plain way to do it; all on the CPU."""
-    paths = [Path(folder) / f"{i}.jpg" for i in range(16 * args.batch)]
+    paths = [Path(folder) / f"{i}.jpg" for i in range(64 * args.batch)]
     for path, image in zip(paths, data.synthetic(len(paths), 2 * args.size).numpy()):
         Image.fromarray(image).save(path)
     images, hole = data.synthetic(args.batch, args.size), masks.center(args.batch, args.size)
@@ -107,7 +107,7 @@ def profile(step, device, steps=5, most=6):
              or kind == "device" and event.device_type.name == "CUDA"}
     largest = sorted(spent, key=spent.get, reverse=True)[:most]
     idle = f"; idle {1 - sum(spent.values()):.0%}" if kind == "device" else ""
-    return ", ".join(f"{name.removeprefix('aten::')[:40]} {spent[name]:.0%}"
+    return ", ".join(f"{name.removeprefix('aten::')[:60]} {spent[name]:.0%}"
                      for name in largest) + idle
 
 

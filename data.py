@@ -248,7 +248,8 @@ def _build_cache(path, shape, members, crop):
         return square(open_image(file), shape[1], crop)
 
     try:
-        with whole(path) as half, open(half, "wb") as file, ThreadPoolExecutor() as pool:
+        pool = ThreadPoolExecutor(torch.get_num_threads())
+        with whole(path) as half, open(half, "wb") as file, pool:
             head = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, head)
             decoded = pool.map(decode, members)

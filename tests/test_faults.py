@@ -866,7 +866,7 @@ def test_any_number_of_decoding_threads_packs_the_same_cache(tmp_path, monkeypat
     faces, pool = photographs(tmp_path / "faces"), data.ThreadPoolExecutor
     caches = []
     for workers in (1, 3, 16):
-        monkeypatch.setattr(data, "ThreadPoolExecutor", lambda: pool(workers))
+        monkeypatch.setattr(data, "ThreadPoolExecutor", lambda threads: pool(workers))
         data.load(faces, "all", cache=tmp_path / str(workers))
         caches += [path.read_bytes() for path in (tmp_path / str(workers)).iterdir()]
     assert len(caches) == 3 and len(set(caches)) == 1
