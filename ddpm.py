@@ -10,6 +10,9 @@ U-Net, its moving average, a compiled module or a closed-form oracle all drop in
 There is one sampler. Known pixels are kept, clean, at every step and only the hole is generated;
 an unconditional sample is the inpainting of an image that is all hole.
 """
+import math
+from itertools import pairwise
+
 import torch
 
 
@@ -145,6 +148,14 @@ class DDPM:
         x0 = x0 + (there - here) / (here - past) * (x0 - before) / 2
         return x0.clamp(-1, 1) if self.clip else x0
 
+    def stride(self, x, x0, eps, t, s, before=None, eta=1.0, generator=None):
+        """`step` from x at level t to s; aimed `ahead`, if the last estimate and its level are given,
+        (x_0, level), and s is not yet clean."""
+        if before and s >= 0:
+            x0 = self.ahead(x0, t, *before, s)
+            eps = self.predict_eps(x, t, x0)
+        return self.step(x0, eps, t, s, eta, generator)
+
     def p_sample(self, eps_model, x, t, hole, generator=None):
         """One step of Algorithm 2: x_{t-1} ~ N(mean, variance) of the posterior at the network's
         x_0; the known pixels of x stay as they are."""
@@ -152,13 +163,21 @@ class DDPM:
         return torch.where(hole > 0, self.step(x0, eps, t, t - 1, 1.0, generator), x)
 
     def times(self, steps):
-        """`steps` levels from T-1 down, evenly spaced, and -1 after them: where the network looks.
+        """`steps` levels from T-1 down, and -1 after them: where the network looks.
 
-        The last look is a whole stride above clean, not at t = 0 where nothing is left to see.
+        Evenly spaced, as far as there are levels, in the angle by which x_t is turned from the image
+        to the noise, arccos(√ᾱ_t cos θ_0). With the cosine schedule's θ_0 = 0.0125 its levels are
+        even in t, and any other schedule's as noisy as those: no call is spent where nearly all
+        is noise, and the last look is a stride above clean, where there is something left to see.
         """
         if not 1 <= steps <= self.T:
             raise ValueError(f"steps is 1 … {self.T}, the length of the chain, not {steps}")
-        return [-(-self.T * i // steps) - 1 for i in range(steps, -1, -1)]
+        start, times = math.pi / 2 * 0.008 / 1.008, [self.T - 1]
+        angles = (self.alphas_bar.sqrt() * math.cos(start)).arccos() - start
+        for left in range(steps - 1, 0, -1):
+            nearest = int((angles - angles[-1] * left / steps).abs().argmin())
+            times.append(max(left - 1, min(nearest, times[-1] - 1)))
+        return [*times, -1]
 
     @torch.no_grad()
     def sample(self, eps_model, image, hole, steps=None, eta=1.0, generator=None, callback=None):
@@ -173,18 +192,13 @@ class DDPM:
         """
         times = self.times(self.T if steps is None else steps)
         x, before = torch.where(hole > 0, randn_like(image, generator), image), None
-        for t, s in zip(times[:-1], times[1:]):
-            stride = before and -1 < s < t - 1         # between neighbours Algorithm 2 stands as it is
-            t, s = (torch.full((len(x),), level, device=x.device) for level in (t, s))
-            x0, eps = self.predict(eps_model, x, t, hole)
-            aim = x0
-            if stride:
-                aim = self.ahead(x0, t, *before, s)
-                eps = self.predict_eps(x, t, aim)
-            x = torch.where(hole > 0, self.step(aim, eps, t, s, eta, generator), image)
-            before = x0, t
+        for t, s in pairwise(times):
+            x0, eps = self.predict(eps_model, x, torch.full((len(x),), t, device=x.device), hole)
+            x = self.stride(x, x0, eps, t, s, before, eta, generator)
+            x = torch.where(hole > 0, x, image)
+            before = (x0, t) if len(times) <= self.T else None     # every level: Algorithm 2 as it is
             if callback:
-                callback(int(t[0]), x, x0)
+                callback(t, x, x0)
         return x
 
 

@@ -38,7 +38,8 @@ def replace(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callba
 def repaint(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None,
             jump=JUMP, repeats=REPEATS):
     """`replace`, going back up `jump` levels and down again, `repeats` times at every jump-th level,
-    so that hole and surroundings come to agree (Lugmayr et al. 2022, Algorithm 1)."""
+    so that hole and surroundings come to agree (Lugmayr et al. 2022, Algorithm 1). With no more
+    steps than `jump` there is nowhere to go back to, and it is `replace`."""
     return _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, "x", jump, repeats)
 
 
@@ -54,21 +55,23 @@ def _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, paste
     """Along jump_path with the network that knows no hole; the known pixels are `pasted` into "x",
     noised to its level, or into the estimate "x0", as they are."""
     everything, times = torch.ones_like(hole), ddpm.times(steps)[::-1]      # times[0] = -1 is clean
-    x = randn_like(image, generator)
+    x, before = randn_like(image, generator), None
     for here, there in pairwise(jump_path(steps, jump, repeats)):
-        t, s = (torch.full((len(x),), times[level], device=x.device) for level in (here, there))
+        t, s = times[here], times[there]
         if there > here:
-            x = ddpm.renoise(x, t, s, randn_like(x, generator))
+            x, before = ddpm.renoise(x, t, s, randn_like(x, generator)), None
             continue
-        x0, eps = ddpm.predict(eps_model, x, t, everything)
+        at = torch.full((len(x),), t, device=x.device)
+        x0, eps = ddpm.predict(eps_model, x, at, everything)
         if pasted == "x0":
             x0 = torch.where(hole > 0, x0, image)
             eps = ddpm.predict_eps(x, t, x0)
-        x = ddpm.step(x0, eps, t, s, eta, generator)
+        x = ddpm.stride(x, x0, eps, t, s, before, eta, generator)
+        before = (x0, t) if steps < ddpm.T else None
         if pasted == "x":                                            # at the level of the new x
             x = torch.where(hole > 0, x, ddpm.q_sample(image, s, randn_like(image, generator)))
         if callback:
-            callback(int(t[0]), x, x0)
+            callback(t, x, x0)
     return x
 
 
@@ -90,18 +93,20 @@ def pigdm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback
     """Guidance by the pseudo-inverse (Song et al. 2023, Algorithm 1): every pixel is moved by how
     much it would bring the estimated x_0 closer to the known pixels; a backward pass a call."""
     everything, times = torch.ones_like(hole), ddpm.times(steps)
-    x = randn_like(image, generator)
+    x, before = randn_like(image, generator), None
     for t, s in pairwise(times):
-        t, s = (torch.full((len(x),), level, device=x.device) for level in (t, s))
+        at = torch.full((len(x),), t, device=x.device)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            x0, eps = ddpm.predict(eps_model, x, t, everything)
+            x0, eps = ddpm.predict(eps_model, x, at, everything)
             missing = torch.where(hole > 0, 0, image - x0).detach()
             (pull,) = torch.autograd.grad((missing * x0).sum(), x)
         x, x0, eps = x.detach(), x0.detach(), eps.detach()
-        x = ddpm.step(x0, eps, t, s, eta, generator) + ddpm.alpha_bar(t, x).sqrt() * pull
+        x = (ddpm.stride(x, x0, eps, t, s, before, eta, generator)
+             + ddpm.alpha_bar(t, x).sqrt() * pull)
+        before = (x0, t) if steps < ddpm.T else None
         if callback:
-            callback(int(t[0]), x, x0)
+            callback(t, x, x0)
     return torch.where(hole > 0, x, image)
 
 
