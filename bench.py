@@ -3,8 +3,8 @@
     python bench.py --batch 16    # of the shipped network's shape; a GPU wants larger batches
 
 The two sides of a row are timed in turn, so that whatever else the machine does slows both; a first
-round, which compiles and fills caches, does not count. `pip install diffusers --no-deps`, and what
-it asks for, brings a peer: its UNet2DModel, made as wide as costs the same number of operations.
+round, which compiles and fills caches, does not count. `pip install diffusers` brings a peer: its
+UNet2DModel, made as wide as costs the same number of operations.
 """
 import argparse
 import copy
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,16 @@ import peers
 import scores
 import train
 from ddpm import DDPM
-from safety import run
-from schedules import cosine_betas
+from safety import BadInput, device, run, within
+from schedules import rescaled_betas
 from unet import UNet
 
 
 def works(args, net, x0, hole, plain=False):
     """(a forward pass, a training step as in train.py, sampling) as functions without arguments;
     `plain`: in float32, not compiled, optimizer and moving average a parameter at a time."""
-    ddpm, t = DDPM(cosine_betas(), "v", clip=True), torch.full((len(x0),), 150, device=x0.device)
+    ddpm = DDPM(rescaled_betas().to(x0.device), "v", clip=True)
+    t = torch.full((len(x0),), 150, device=x0.device)
     ema, generator = copy.deepcopy(net).requires_grad_(False), torch.Generator(x0.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=not plain, foreach=False)
     autocast = torch.autocast(x0.device.type, torch.bfloat16, enabled=args.bf16 and not plain)
@@ -123,8 +125,14 @@ def main():
     add("--bf16", action=argparse.BooleanOptionalAction, default=cuda)
     add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
     args = parser.parse_args()
+    within(args, 1, 10_000, "batch", "size", "widths", "repeats")
+    within(args, 1, len(rescaled_betas()), "calls")
+    device(args.device)
     n, layout = (1024, None) if args.device == "cpu" else (8192, torch.channels_last)
-    net = UNet(args.size, 2, args.widths).to(args.device, memory_format=layout)
+    try:
+        net = UNet(args.size, 2, args.widths).to(args.device, memory_format=layout)
+    except ValueError as error:
+        raise BadInput(f"{error}: change --size or --widths") from None
     x0 = data.to_float(data.synthetic(args.batch, args.size)).to(args.device)
     hole = masks.mixture(args.batch, args.size, torch.Generator().manual_seed(0), args.device)
     flops = args.batch * peers.operations(net, args.size, backward=True)
@@ -135,14 +143,16 @@ def main():
             "training step | the same, plain": (ours[1], plain),
             "holes | training step": (
                 lambda: masks.mixture(args.batch, args.size, device=args.device), ours[1])}
+    names = "forward", "training step", f"sampling, {args.calls} calls"
     try:
         peer, share = peers.diffusers_unet(net, args.size)
         theirs = works(args, peer.to(args.device, memory_format=torch.channels_last), x0, hole)
-        names = "forward", "training step", f"sampling, {args.calls} calls"
-        rows |= {f"{name} | diffusers, {share:.2f} × the operations": pair
+        rows |= {f"{name} | diffusers {version('diffusers')}, {share:.2f} × the operations": pair
                  for name, *pair in zip(names, ours, theirs)}
     except ImportError as error:
         print(f"nothing to compare the network with: {error}", file=sys.stderr)
+        rows |= {f"{name} | training step": (work, ours[1]) for name, work in zip(names, ours)
+                 if work is not ours[1]}
     with tempfile.TemporaryDirectory() as folder:
         rows |= around(args, folder)
         rounds = [[[clock(work, args.device) for work in pair] for pair in rows.values()]

@@ -120,7 +120,7 @@ def score_parts(args, images, holes, chosen, lpips, features):
     work = [(mask, name, first) for mask in holes for name in args.methods
             for first in range(0, len(images), args.batch)][together.RANK::together.NUMBER]
     left = [task for task in work if not part(args, *task).exists()]
-    training = functools.cache(lambda: training_images(args))
+    training = functools.cache(lambda: unseen(args, images))
     for mask, name, first in tqdm(left, "scoring", len(work), initial=len(work) - len(left),
                                   unit=" batches", disable=together.RANK > 0):
         batch, hole = (x[first:first + args.batch] for x in (images, holes[mask]))
@@ -200,6 +200,17 @@ def digest(content):
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def unseen(args, images):
+    """The training images for methods that learn from them; refused if they hold one to be scored."""
+    train = training_images(args)
+    scored = {image.tobytes() for image in images.numpy()}
+    both = sum(image.tobytes() in scored for image in train.numpy())
+    if both:
+        raise BadInput(f"{both} of the images that are scored are among those that methods learn "
+                       "from: choose another --split, or others with --train")
+    return train
+
+
 def training_images(args):
     return data.load(args.train or args.data, "train", args.size, args.crop, None, args.cache)
 
@@ -208,7 +219,7 @@ def training_images(args):
 
 def summarize(args, images, found, features):
     """A dict a mask and method: means with intervals, paired differences to the first method, and
-    distances to real images; the last row is real images again, the floor of the distances."""
+    distances to real images; in the last row, those of other real images."""
     results, first, real = [], args.methods[0], None
     if features:
         train = training_images(args)

@@ -477,26 +477,36 @@ def side_by_side(course, fig):
     strip(fig, [*zip(*columns.values())], columns, masks.FAMILIES)
 
 
-@figure("calls", height=3.4)
+@figure("calls", height=5.2)
 def quality_against_calls(course, fig):
-    """From docs/calls.json, runs of evaluate.py that begin with keep@20: paired differences to it,
-    which the number of images does not shift; filled where there are more images."""
-    axes, runs = fig.subplots(1, 2, sharey=True), json.loads(CALLS.read_text())
-    for ax, hole in zip(axes, ("center", "irregular")):
-        for method, colour, marker in zip(methods.NETWORK, COLOURS, "os^Dv"):
-            for i, run_ in enumerate(runs):
-                points = sorted((r["calls"], *r["crps_minus_first"]) for r in run_["results"]
-                                if (r["mask"], r["method"].partition("@")[0]) == (hole, method))
-                calls, mean, low, high = torch.tensor(points).reshape(-1, 4).T
-                ax.errorbar(calls, mean, [mean - low, high - mean], color=colour, marker=marker,
-                            ls="-" if i == 0 else "", mfc=colour if i == 0 else "white", lw=1.2,
-                            capsize=2, label=method if i == 0 else None)
-        ax.axhline(0, color="black", lw=0.6, ls="-")
-        ax.set(xscale="log", xlabel="network calls", title=f"{hole} holes")
-        ax.set_xticks([5, 20, 100, 500, 2500], [5, 20, 100, 500, 2500])
-    axes[0].set_ylabel("CRPS minus that of keep with\n20 calls, of 255 (low is good)")
+    """From docs/calls.json, runs of evaluate.py that begin with keep@20. CRPS is paired with keep@20's,
+    which the number of images does not shift; the rest is of the run with the most."""
+    runs, axes = json.loads(CALLS.read_text()), fig.subplots(2, 4, sharex=True, sharey="col")
+    titles = {"crps_minus_first": "CRPS minus keep's at 20\n(of 255; low is good)",
+              "fd": "Fréchet distance\n(low is good)", "spread_skill": "spread/skill\n(1 is right)",
+              "psnr_hole": "PSNR of one sample, dB\n(a blur's is high)"}
+    for i, hole in enumerate(("center", "irregular")):
+        axes[i, 0].set_ylabel(f"{hole} holes", fontsize="large")
+        for ax, (score, title) in zip(axes[i], titles.items()):
+            for method, colour, marker in zip(methods.NETWORK, COLOURS, "os^Dv"):
+                for first, run_ in zip((True, False), runs):
+                    rows = sorted((r for r in run_["results"] if r["mask"] == hole
+                                   and r["method"].partition("@")[0] == method
+                                   and (first or score == "crps_minus_first")),
+                                  key=lambda r: r["calls"])
+                    values = torch.tensor([r[score] if isinstance(r[score], list)
+                                           else [r[score]] * 3 for r in rows]).reshape(-1, 3)
+                    mean, low, high = values.T
+                    ax.errorbar([r["calls"] for r in rows], mean, [mean - low, high - mean],
+                                color=colour, marker=marker, ms=4, ls="-" if first else "", lw=1.2,
+                                mfc=colour if first else "white", capsize=2,
+                                label=method if first else None)
+            if score in ("crps_minus_first", "spread_skill"):
+                ax.axhline(score == "spread_skill", color="black", lw=0.6, ls="-")
+            ax.set(xscale="log", title=None if i else title, xlabel="network calls" if i else None)
+            ax.set_xticks([5, 20, 100, 500, 2500], [5, 20, 100, 500, 2500])
     filled, *hollow = (run_["images"] for run_ in runs)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center",
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center",
                title=f"{filled} images" + "".join(f"\n(hollow: {n})" for n in hollow))
 
 

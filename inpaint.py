@@ -49,7 +49,7 @@ def load_weights(path=WEIGHTS, device="cpu"):
             raise ValueError("settings out of range")
         net = rebuild(UNet, settings["unet"], ema).eval().requires_grad_(False)
         betas = SCHEDULES[settings["schedule"]](settings["T"])
-        ddpm = DDPM(betas, settings["prediction"], clip=True)
+        ddpm = DDPM(betas.to(device), settings["prediction"], clip=True)
     return ddpm, net.to(device), settings["unet"]["size"]
 
 
@@ -246,10 +246,10 @@ def main():
         method.inpaint = method.fit(data.load(args.train, size=size))
     holes = read_hole(args.mask, photographs, size, args.seed)
     out = Path(args.out)
-    for path in map(Path, args.images):
+    mask = [] if args.mask in masks.MASKS else [args.mask]
+    for path in map(Path, [*args.images, *mask]):
         if out.resolve() == (path if path.is_dir() else path.parent).resolve():
-            raise BadInput(f"--out {out} is where the photographs lie: results could overwrite "
-                           "them")
+            raise BadInput(f"--out {out} is where {path} lies: results could overwrite it")
     out.mkdir(parents=True, exist_ok=True)
     told = origin(args.weights, args.seed)
 

@@ -90,7 +90,7 @@ class UNet(nn.Module):
     attention  the resolutions that have self-attention
     """
 
-    def __init__(self, size=64, patch=2, widths=(64, 128, 256), blocks=2, attention=(16, 8)):
+    def __init__(self, size=64, patch=2, widths=(64, 128, 224), blocks=2, attention=(16, 8)):
         super().__init__()
         if size % (patch * 2 ** (len(widths) - 1)):
             raise ValueError(f"a size of {size} cannot be cut into patches of {patch} and halved "

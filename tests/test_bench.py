@@ -114,9 +114,16 @@ def test_every_row_is_measured(monkeypatch, as_user):
     assert status == 0, err
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
     assert {row[0].strip("| ") for row in rows} >= {
-        "training step", "holes", "packing JPEGs", "all scores", "inpaint.py, 20 calls, start to end"}
+        "training step", "forward", "sampling, 2 calls", "holes", "packing JPEGs", "all scores", "inpaint.py, 20 calls, start to end"}
     assert ["training step", "the same, plain"] in [[cell.strip("| ") for cell in row[:2]]
                                                     for row in rows]
     assert printed.count("a training step goes into") == 2
     assert all(float(number) > 0 for row in rows for number in row[2:4])
     assert started == 2 * ["inpaint.py", "-c"]
+
+
+@pytest.mark.parametrize("words", ["--size 30", "--size 0", "--batch 0", "--repeats -1", "--calls 301",
+                                   "--widths 8 0", "--device nowhere"])
+def test_settings_that_cannot_be_get_a_line(as_user, words):
+    status, printed, err = as_user(bench, *words.split())
+    assert status == 2 and not printed and err.count("\n") == 1 and words.split()[0] in err, err

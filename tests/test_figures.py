@@ -1,5 +1,6 @@
 """The course's pictures: every one is drawn, and shows what its title says."""
 import argparse
+import itertools
 import json
 import math
 import re
@@ -403,16 +404,19 @@ def test_results_columns_hold_their_methods_fills_and_known_pixels_are_exact(cou
 
 
 def test_every_point_of_quality_against_calls_is_a_result(course):
-    """Nothing of docs/calls.json is left out, and nothing else drawn: calls, mean and interval."""
-    fig = draw("calls", course)
-    for ax, hole in zip(fig.axes, ("center", "irregular")):
+    """Nothing of docs/calls.json is left out, and nothing else drawn: calls, mean and interval; of the
+    small run only what is paired."""
+    fig, runs = draw("calls", course), json.loads(figures.CALLS.read_text())
+    panels = itertools.product(("center", "irregular"),
+                               ("crps_minus_first", "fd", "spread_skill", "psnr_hole"))
+    for ax, (hole, score) in zip(fig.axes, panels, strict=True):
         drawn = {}
         for bars in ax.containers:
             line, _, (segments,) = bars
             for calls, mean, ends in zip(*line.get_data(), segments.get_segments()):
                 drawn.setdefault((calls, mean, *ends[:, 1]), []).append(line)
-        told = {(r["calls"], *r["crps_minus_first"]): (r["method"].split("@")[0], i)
-                for i, run in enumerate(json.loads(figures.CALLS.read_text()))
+        told = {(r["calls"], *np.broadcast_to(r[score], 3)): (r["method"].split("@")[0], i)
+                for i, run in enumerate(runs if score == "crps_minus_first" else runs[:1])
                 for r in run["results"] if r["mask"] == hole}
         assert len(drawn) == len(told)
         colour = dict(zip(figures.methods.NETWORK, figures.COLOURS))

@@ -237,6 +237,8 @@ def test_a_coarser_or_another_processor_draws_almost_the_same_fill(device, bf16)
     (lambda d: torch.save({"settings": {}}, d / "w.pt"), ["--weights", "w.pt"], "not weights"),
     (lambda d: None, ["--weights", "none.pt"], "none.pt: no such file"),
     (lambda d: photograph(d / "a.png"), ["a.png", "--out", "."], "overwrite"),
+    (lambda d: ((d / "in").mkdir(), photograph(d / "in" / "a.png"), photograph(d / "a_hole.png")),
+     ["in/a.png", "--mask", "a_hole.png", "--out", "."], "where a_hole.png lies"),
     (lambda d: (photograph(d / "a.png"), photograph(d / "a.jpg")), ["a.png", "a.jpg"], "two im"),
     (lambda d: (d / "out").write_text("a file"), [], "out"),
 ])
