@@ -156,10 +156,10 @@ def fill(network, weights, where, folder, path, canvas, name, steps, samples, se
             f"{time.time() - begun:.1f} s")
     if not part.any():
         told += "; the hole is too thin for the network, and blurred over"
-    stem = Path(title).stem
+    stem, here = Path(title).stem, "./" * title.startswith("-")      # else it would be read as a flag
     command = shlex.join(map(str, [
-        "python", "inpaint.py", *[title] * bool(path), "--mask", f"{stem}_hole.png", "--method", name,
-        "--steps", steps, "--samples", samples, "--seed", seed,
+        "python", "inpaint.py", *[here + title] * bool(path), "--mask", f"{here}{stem}_hole.png",
+        "--method", name, "--steps", steps, "--samples", samples, "--seed", seed,
         *["--weights", weights] * (weights != inpaint.WEIGHTS)]))
     made = {**origin(weights, seed), "command": command}
     pictures = write(Path(folder), stem, image, hole, box, fills, made)
