@@ -60,7 +60,7 @@ document.addEventListener("drop", event => event.stopPropagation(), true)
 # ---- a hole in a photograph --------------------------------------------------------------------
 
 def read_photograph(path):
-    """(name, picture) of a file that was uploaded; the astronaut if there is none."""
+    """(name, picture) of a file that was uploaded; the astronaut for None. Raises BadInput."""
     if path is None:
         return "astronaut", inpaint.astronaut()
     try:
@@ -96,7 +96,8 @@ def canvas(photograph, family=None):
 
 
 def painted(canvas, size):
-    """The hole that the editor's layers cover, [1, height, width], at the photograph's own size."""
+    """The hole that the editor's layers cover, [1, H, W], at the photograph's own (width, height).
+    Raises BadInput if it is empty."""
     hole = torch.zeros(1, *reversed(size))
     for layer in canvas["layers"] if canvas else []:
         layer = layer.getchannel("A").crop(place(size))
@@ -109,8 +110,9 @@ def painted(canvas, size):
 # ---- filling it, watched -----------------------------------------------------------------------
 
 class Watch:
-    """A method's callback. `during(work)` runs work() in a thread and yields what the callback was
-    last called with, whenever it was; closed early, it ends the work at the next call."""
+    """A method's callback. `during(work, *given)` runs work(*given) in a thread and yields what the
+    callback was last called with, whenever it was; closed early, it ends the work at the next call.
+    Then `result` is what work returned; what it raised is raised."""
 
     def __init__(self):
         self.calls, self.told, self.closed, self.result = 0, queue.SimpleQueue(), False, None
@@ -121,9 +123,9 @@ class Watch:
         self.calls += 1
         self.told.put(state)
 
-    def during(self, work):
+    def during(self, work, *given):
         with ThreadPoolExecutor(1) as pool:
-            done = pool.submit(work)
+            done = pool.submit(work, *given)
             done.add_done_callback(lambda _: self.told.put(None))
             try:
                 for state in iter(self.told.get, None):
@@ -135,21 +137,24 @@ class Watch:
 
 
 def fill(network, weights, where, folder, path, canvas, name, steps, samples, seed):
-    """Fill the hole on the canvas, as inpaint.py would. Yields (state, pictures, command): the state
-    (a line, calls so far, calls in all, x, x0) after network calls, and at the end what `write` has
-    written into the folder, and the command that makes the same."""
-    begun, watch, (ddpm, eps_model, size) = time.time(), Watch(), network
+    """Fill the hole on the canvas, as inpaint.py would with these flags; raises BadInput.
+
+    Yields (state, pictures, command). The state is a line, network calls so far, calls in all, and
+    the last call's x and x0, [samples, 3, size, size] in [-1, 1], or nothing yet. At the end come
+    what `write` has written into the folder and the command that makes the same; until then, none.
+    """
+    begun, watch = time.time(), Watch()
+    ddpm, eps_model, size = network
     title, photograph = read_photograph(path)
     hole, image = painted(canvas, photograph.size), torch.from_numpy(np.array(photograph))
     if seed is None or not 0 <= seed <= 10 ** 9 or not 1 <= samples <= SAMPLES:
         raise BadInput(f"samples are 1 … {SAMPLES}, and the seed is a whole number up to 10⁹")
     method = methods.find(name, ddpm, eps_model, steps, callback=watch)
-    samples, x, x0 = samples if method.DRAWS else 1, [], []
+    samples = samples if method.DRAWS else 1
+    x = x0 = ()
     yield ("at work …", 0, method.CALLS, x, x0), [], ""
-
-    def work():
-        return inpaint.complete(method.inpaint, image, hole, size, samples, seed, where)
-    for t, x, x0 in watch.during(work):
+    for t, x, x0 in watch.during(inpaint.complete, method.inpaint, image, hole, size, samples, seed,
+                                 where):
         yield (f"t = {t} of {ddpm.T}", watch.calls, method.CALLS, x, x0), [], ""
     box, _, part, fills = watch.result
     told = (f"{samples} fill{'s' * (samples > 1)} × {method.CALLS} network calls: "

@@ -16,6 +16,7 @@ import data
 import ddpm
 import inpaint
 import masks
+import test_faults
 from test_faults import life
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,13 @@ def test_what_the_tour_names_is_there():
             assert (ROOT / name).exists() or (ROOT / "tests" / name).exists(), name
         else:
             assert file == "DDPM" and hasattr(ddpm.DDPM, attribute), name
+
+
+def test_each_row_of_what_was_tried_names_tests():
+    words = re.findall(r"\| `\"?([^`|]+?)\"?` \|$", README.partition("## Nothing lost")[2], re.MULTILINE)
+    assert len(words) > 10
+    for word in " or ".join(words).split(" or "):
+        assert any(name.startswith("test") and word in name for name in vars(test_faults)), word
 
 
 def test_its_own_mask_is_a_hole():
