@@ -47,8 +47,8 @@ STYLE = """
 #chain img {width: 100%; image-rendering: pixelated; border-radius: 3px}
 #fills .grid-wrap {min-height: 0 !important}
 #fills .grid-container {
-  grid-template-columns: repeat(auto-fill, minmax(min(44%, 190px), 1fr)) !important}
-#files td {padding-block: 3px}
+  grid-template-columns: repeat(auto-fill, minmax(min(44%, 160px), 1fr)) !important}
+#files tr, #files td {padding-block: 2px}
 #files .label-clear-button, #editor button[aria-label="Clear canvas"] {display: none}
 """
 # A picture dropped on the editor would be seen there, and the one before it be filled.
@@ -250,7 +250,7 @@ def page(gr, network, weights, where):
     with gr.Blocks(title="Paint a hole", analytics_enabled=False,
                    delete_cache=(600, 3600)) as blocks:                              # seconds
         path = gr.State()
-        gr.Markdown("# Paint a hole\nNoise goes into it, and a network that has only ever seen faces "
+        gr.Markdown("# Paint a hole\nNoise goes into it, and a network that has only seen faces "
                     "removes the noise step by step; the pixels around it stay what they are.")
         with gr.Row():
             with gr.Column(scale=3):
