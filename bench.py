@@ -159,7 +159,7 @@ def main():
                   for _ in tqdm(range(args.repeats + 1), "measuring", unit=" rounds")]
     report(args, dict(zip(rows, np.array(rounds[1:]).transpose(1, 2, 0))), flops, 2 * n ** 3)
     for name, step in {"Plain": plain, "As it is": ours[1]}.items():
-        print(f"{name}, a training step goes into {profile(step, args.device)}.")
+        print(f"\n{name}, a training step goes into {profile(step, args.device)}.")
 
 
 def report(args, seconds, flops, product):
@@ -173,7 +173,8 @@ def report(args, seconds, flops, product):
           "| what | beside | ms | beside, ms | times as fast |\n|---|---|---|---|---|")
     for row, (one, other) in seconds.items():
         low, middle, high = np.percentile(other / one, (25, 50, 75))
-        print(f"| {row} | {np.median(one) * 1e3:.3g} | {np.median(other) * 1e3:.3g} | "
+        one, other = (float(f"{np.median(side) * 1e3:.3g}") for side in (one, other))
+        print(f"| {row} | {one:g} | {other:g} | "
               f"{middle:.3g} [{low:.3g} … {high:.3g}] |")
     step, matrix = np.median(seconds["training step | a matrix product"], axis=1)
     print(f"\nTraining does {flops / step / 1e12:.3g}·10¹² operations a second, "
