@@ -87,8 +87,8 @@ def test_the_table_gives_medians_quartiles_and_the_share_of_the_rate(capsys):
                "a | b": np.array([[1.0] * 5, [0.5] * 5])}
     bench.report(args, seconds, flops=3e9, product=12e9)
     printed = capsys.readouterr().out
-    assert "| training step | a matrix product | 2e+03 | 4e+03 | 2 [1 … 3] |" in printed
-    assert "| a | b | 1e+03 | 500 | 0.5 [0.5 … 0.5] |" in printed
+    assert "| training step | a matrix product | 2000 | 4000 | 2 [1 … 3] |" in printed
+    assert "| a | b | 1000 | 500 | 0.5 [0.5 … 0.5] |" in printed
     assert "0.0015·10¹² operations a second, 50% of" in printed
     assert torch.__version__ in printed
 
