@@ -6,7 +6,9 @@
     torchrun --nproc_per_node 4 train.py --data …    # the same run, its batches shared out
 
 Every --every steps, in --out: `checkpoint.pt` (all that --resume needs), `weights.pt` (the moving
-average alone, in half precision: what inpaint.py loads), `log.jsonl`, `samples.png`.
+average alone, in half precision: what inpaint.py loads), `log.jsonl`, `samples.png`. The log's
+`held_out` is the loss on images of the validation split: once it rises, the others are being learnt
+by heart.
 """
 import argparse
 import contextlib
@@ -41,6 +43,7 @@ def train(args, checkpoint=None):
     device = together.own_device(args.device)
     with together.first():                                      # who decodes for all
         images = data.load(args.data, "train", args.size, args.crop, args.limit, args.cache)
+        unseen = held_out(args) if together.RANK == 0 else None
     images = resident(images, device)
     ddpm = DDPM(SCHEDULES[args.schedule](args.T).to(device), args.prediction, clip=True)
     state = build(args, device)
@@ -77,7 +80,7 @@ def train(args, checkpoint=None):
             check(losses, step + 1)
         if due and writes:
             rate = args.batch * (step + 1 - start) / (time.time() - begun)
-            mean = log(args, step + 1, losses, rate)
+            mean = log(args, step + 1, losses, judge(args, ddpm, ema, unseen), rate)
             progress.set_postfix_str(f"loss {mean:.4f}, {rate:.0f} images/s")
             draw(args, ddpm, ema, device)
         if due:
@@ -153,11 +156,36 @@ def check(losses, step, lower="--lr"):
                            f"with a lower {lower}")
 
 
-def log(args, step, losses, rate):
-    """Append the mean loss since the last line."""
+def held_out(args):
+    """128 images of the validation split, or None, and a line that says so, if there are none."""
+    try:
+        return data.load(args.data, "val", args.size, args.crop, 128, args.cache)
+    except BadInput as error:
+        print(f"the log will show no held-out loss: {error}", file=sys.stderr)
+
+
+@torch.no_grad()
+def judge(args, ddpm, ema, unseen):
+    """The moving average's loss on unseen images, always at the same levels, with the same holes
+    and noise, so that two of them compare."""
+    if unseen is None:
+        return None
+    device = next(ema.parameters()).device
+    generator = torch.Generator(device).manual_seed(0)
+    losses = []
+    for images in unseen.split(args.batch):
+        hole = masks.mixture(len(images), args.size, generator, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            loss = ddpm.loss(ema, data.to_float(images.to(device)), hole, generator)
+        losses.append(loss * len(images))
+    return torch.stack(losses).sum().item() / len(unseen)
+
+
+def log(args, step, losses, judged, rate):
+    """Append the mean loss since the last line, and the held-out loss."""
     loss = torch.stack(losses).mean().item()
     line = {"step": step, "images": step * args.batch, "loss": round(loss, 5),
-            "images_per_s": round(rate, 1)}
+            "held_out": judged and round(judged, 5), "images_per_s": round(rate, 1)}
     Path(args.out).mkdir(parents=True, exist_ok=True)
     with open(Path(args.out) / "log.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")

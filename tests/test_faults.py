@@ -434,7 +434,7 @@ def test_a_loss_that_is_no_number_is_named_and_never_saved(tmp_path, monkeypatch
     loss, calls = DDPM.loss, itertools.count(1)
 
     def broken(*args):
-        call = next(calls)
+        call = next(calls) if torch.is_grad_enabled() else None          # not the held-out loss
         if signalled and call == 6:
             os.kill(os.getpid(), signal.SIGINT)
         return loss(*args) * (float("nan") if call == 6 else 1)

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from PIL import Image
 
 import data
 import inpaint
@@ -32,7 +33,7 @@ def start(out, *more):
 def logged(out):
     """The log without its timings."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines]
+    return [(line["step"], line["loss"], line["held_out"]) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,38 @@ def test_training_overfits_eight_images(prediction, left):
     error = (fills.float() - images[:, None].float())[:, :, inside]
     spread = images.float()[:, inside] - images.float()[:, inside].mean(dim=0)
     assert error.square().mean() < left * spread.square().mean()
+
+
+def test_the_held_out_loss_stays_behind_when_two_images_are_learnt_by_heart(tmp_path):
+    start(tmp_path, *"--limit 2 --size 8 --steps 240 --every 120 --lr 0.01 --ema 0.9".split())
+    (_, _, before), (_, loss, after) = logged(tmp_path)
+    assert 1.5 * loss < after < before
+
+
+def test_the_held_out_loss_is_the_moving_averages_and_the_same_when_asked_again(tmp_path):
+    ema = start(tmp_path)
+    args = train.parse([*TINY, "--out", str(tmp_path / "other")])[0]
+    ddpm, unseen = DDPM(train.SCHEDULES["rescaled"](300), "v", clip=True), train.held_out(args)
+    assert len(unseen) == 128 and not torch.equal(unseen[:24], data.synthetic(24, 16))
+    one, two = (train.judge(args, ddpm, ema, unseen) for _ in range(2))
+    assert one == two and round(one, 5) == logged(tmp_path)[-1][2]
+
+
+def test_held_out_images_change_nothing_but_the_log_and_may_be_missing(tmp_path, capsys):
+    trained = {}
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(data.synthetic(6, 16).numpy()):
+            number = i + 1 if name == "without" or i < 4 else data.LAST[0] + i
+            Image.fromarray(image).save(tmp_path / name / f"{number:06}.png")
+        start(tmp_path / f"run {name}", "--data", str(tmp_path / name), "--limit", "4",
+              "--cache", str(tmp_path / "cache"))
+        trained[name] = train.load_checkpoint(tmp_path / f"run {name}")
+    for part in ("net", "ema", "optimizer", "rng"):
+        torch.testing.assert_close(trained["with"][part], trained["without"][part], rtol=0, atol=0)
+    assert {line[2] for line in logged(tmp_path / "run without")} == {None}
+    assert None not in {line[2] for line in logged(tmp_path / "run with")}
+    assert capsys.readouterr().err.count("no held-out loss: no image of the val split") == 1
 
 
 def test_the_learning_rate_rises_stays_and_falls():
