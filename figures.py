@@ -459,22 +459,37 @@ def film(course, fig):
     return frames
 
 
-@figure("results")
-def side_by_side(course, fig):
+def compare(course, fig, picture, names, faces=None):
+    """A hole of each family in the picture [1, H, W, 3] uint8, filled by the methods {name: title},
+    those that need other pictures fitted to `faces`."""
     holes = torch.cat([family(1, course.size, torch.Generator().manual_seed(2))
                        for family in masks.FAMILIES.values()])
-    images = course.image.expand(len(holes), -1, -1, -1)
-    columns = {"to fill": grey(course.x, holes)}
-    for name, title in (("keep", "diffusion (keep)"), ("encoder_decoder", "encoder-decoder"),
-                        ("glcic", "GLCIC"), ("biharmonic", "biharmonic"),
-                        ("patchmatch", "PatchMatch")):
+    images = picture.expand(len(holes), -1, -1, -1)
+    columns = {"to fill": grey(data.to_float(images), holes)}
+    for name, title in names.items():
         method = methods.find(name, course.ddpm, course.net, min(20, course.ddpm.T))
+        fill = method.fit(faces) if hasattr(method, "fit") else method.inpaint
         samples = 1 + (name == "keep")
-        fills = inpaint.fill(method.inpaint, images, holes, samples)
+        fills = inpaint.fill(fill, images, holes, samples)
         for k in range(samples):
             columns[title + f",\nsample {k + 1}" * (samples > 1)] = data.to_float(fills[:, k])
     columns["original"] = data.to_float(images)
     strip(fig, [*zip(*columns.values())], columns, masks.FAMILIES)
+
+
+@figure("results")
+def side_by_side(course, fig):
+    compare(course, fig, course.image, {
+        "keep": "diffusion (keep)", "encoder_decoder": "encoder-decoder", "glcic": "GLCIC",
+        "biharmonic": "biharmonic", "patchmatch": "PatchMatch"})
+
+
+@figure("drawn")
+def fitted_to_drawn_faces(course, fig):
+    """Fitted to CelebA, these would show its faces."""
+    compare(course, fig, data.synthetic(1, course.size, seed=7), {
+        "mean": "mean face", "ridge": "ridge regression", "scene_completion": "Scene Completion",
+        "biharmonic": "biharmonic", "patchmatch": "PatchMatch"}, data.synthetic(2000, course.size))
 
 
 @figure("calls", height=5.2)

@@ -376,31 +376,42 @@ def test_the_film_shows_every_step_of_the_strip_beside_its_estimate(course):
         assert (seen[:, 196 + 6::12] == bytes_of(x0)).all()
 
 
-def test_results_columns_hold_their_methods_fills_and_known_pixels_are_exact(course, monkeypatch):
+@pytest.mark.parametrize("name, greys, drawn", [
+    ("results", {"encoder_decoder": 10, "glcic": 60, "biharmonic": 110, "patchmatch": 160}, False),
+    ("drawn", {"mean_face": 10, "ridge_regression": 60, "scene_completion": 85, "biharmonic": 110,
+               "patchmatch": 160}, True)])
+def test_columns_hold_their_methods_fills_and_known_pixels_are_exact(
+        course, monkeypatch, name, greys, drawn):
     """Every method's fill a grey of its own, the network's two a draw of its generator."""
-    greys = {"encoder_decoder": 10, "glcic": 60, "biharmonic": 110, "patchmatch": 160}
-
-    def find(name, *_):
+    def find(method, *_):
         def inpaint(image, hole, generator):
-            if name in greys:
-                return torch.full_like(image, greys[name] / 127.5 - 1)
+            (grey,) = [value for title, value in greys.items() if title.startswith(method)] or [None]
+            if grey is not None:
+                return torch.full_like(image, grey / 127.5 - 1)
             return torch.stack([torch.rand(3, 16, 16, generator=g) for g in generator])
-        return SimpleNamespace(inpaint=inpaint)
+
+        def fit(faces):
+            assert torch.equal(faces, data.synthetic(2000, 16))
+            return inpaint
+        fitted = method in ("mean", "ridge", "scene_completion")
+        return SimpleNamespace(fit=fit) if fitted else SimpleNamespace(inpaint=inpaint)
 
     monkeypatch.setattr(figures.methods, "find", find)
-    ax = draw("results", course).axes[0]
+    ax = draw(name, course).axes[0]
+    picture = data.to_float(data.synthetic(1, 16, seed=7)) if drawn else course.x
     shown, titles = panels(ax)
     assert [label.get_text() for label in ax.get_yticklabels()] == list(masks.FAMILIES)
-    first, *middle, last = [title.lower().replace("-", "_") for title in titles]
-    assert first == "to fill" and last == "original" and len(middle) == 2 + len(greys)
+    first, *middle, last = [re.sub("[- ]", "_", title.lower()) for title in titles]
+    assert first == "to_fill" and last == "original"
+    assert middle[-len(greys):] == [*greys] and len(middle) == len(greys) + 2 * (name == "results")
     for i, family in enumerate(masks.FAMILIES.values()):
         hole = family(1, 16, torch.Generator().manual_seed(2))[0, 0].numpy() > 0
         for j in range(len(titles)):
-            assert (shown[i, j][~hole] == bytes_of(course.x[0])[~hole]).all()
+            assert (shown[i, j][~hole] == bytes_of(picture[0])[~hole]).all()
         assert (shown[i, 0][hole] == 128).all()
-        assert (shown[i, 1][hole] != shown[i, 2][hole]).any()
-        for j, title in enumerate(middle[2:], 3):
-            assert (shown[i, j][hole] == greys[title]).all()
+        assert drawn or (shown[i, 1][hole] != shown[i, 2][hole]).any()
+        for j, title in enumerate(middle, 1):
+            assert title not in greys or (shown[i, j][hole] == greys[title]).all()
 
 
 def test_every_point_of_quality_against_calls_is_a_result(course):
