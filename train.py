@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import data
 import masks
+import muon
 import together
 from ddpm import DDPM
 from safety import (BadInput, alone, device, read_tensors, reading, run, version, whole, within,
@@ -47,7 +48,7 @@ def train(args, checkpoint=None):
     images = resident(images, device)
     ddpm = DDPM(SCHEDULES[args.schedule](args.T).to(device), args.prediction, clip=True)
     state = build(args, device)
-    net, ema, optimizer = state.values()
+    net, ema, *optimizers = state.values()
     generator = torch.Generator(device).manual_seed(args.seed)  # of batches, holes, t and noise
     start, losses = restore(checkpoint, state, generator) if checkpoint else (0, [])
     losses = [loss.to(device) for loss in losses]
@@ -59,18 +60,20 @@ def train(args, checkpoint=None):
     progress = tqdm(range(start, args.steps), "training", args.steps, initial=start, unit=" steps",
                     disable=not writes)
     for step in progress:
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * ramp(step, args.steps, args.warmup)
+        for optimizer, rate in zip(optimizers, (args.lr, args.lr_adamw)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * ramp(step, args.steps, args.warmup)
 
         chosen = torch.randint(len(images), (args.batch,), generator=generator, device=device)
         x0 = flip(data.to_float(images[chosen.to(images.device)].to(device)), generator)
         hole = masks.mixture(args.batch, args.size, generator, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             loss = ddpm.loss(eps_model, x0, hole, generator)
-        optimizer.zero_grad()
+        net.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         average(ema, net, min(args.ema, (1 + step) / (10 + step)))
 
         losses.append(loss.detach())
@@ -97,16 +100,35 @@ def train(args, checkpoint=None):
 
 
 def build(args, device):
-    """All that is trained: the network, its moving average, and the network's optimizer."""
+    """All that is trained: the network, its moving average, and the network's two optimizers, Muon
+    for matrices and AdamW for the rest."""
     torch.manual_seed(args.seed)
     try:
         net = UNet(args.size, args.patch, args.widths, args.blocks).to(device)
     except ValueError as error:
         raise BadInput(f"{error}: choose another --size, --patch or --widths") from None
+    if args.init:
+        initialize(net, args.init)
     if device.type == "cuda":                                   # on CPUs it gains nothing
         net = net.to(memory_format=torch.channels_last)
+    matrices, others = muon.split(net)
     return {"net": net, "ema": copy.deepcopy(net).requires_grad_(False),
-            "optimizer": torch.optim.AdamW(net.parameters(), weight_decay=0.01, fused=True)}
+            "muon": muon.Muon(matrices), "adamw": torch.optim.AdamW(others, fused=True)}
+
+
+def initialize(net, path):
+    """Start from the weights in a file of train.py's, wherever names and shapes agree."""
+    with reading(path, "weights that train.py wrote", "no such file; --init names one"):
+        stored, own = read_tensors(path)["ema"], net.state_dict()
+        taken = {name: stored[name] for name in own
+                 if name in stored and stored[name].shape == own[name].shape}
+        net.load_state_dict(taken, strict=False)
+    left = [name for name in own if name not in taken]
+    if not taken:
+        raise BadInput(f"--init {path}: no weight has the name and shape of one of this network's")
+    if left and together.RANK == 0:
+        print(f"--init {path}: {len(taken)} of {len(own)} tensors taken; new are {', '.join(left)}",
+              file=sys.stderr)
 
 
 def resident(images, device):
@@ -226,7 +248,7 @@ def load_checkpoint(out):
     path = Path(out) / "checkpoint.pt"
     with reading(path, "a checkpoint of train.py's", "nothing to resume; start without --resume"):
         checkpoint = read_tensors(path)
-        checkpoint["rng"], checkpoint["optimizer"]
+        checkpoint["rng"], checkpoint["step"]
     return checkpoint
 
 
@@ -235,12 +257,14 @@ def restore(checkpoint, state, generator):
     try:
         for name, part in state.items():
             part.load_state_dict(checkpoint[name])
-    except (RuntimeError, ValueError):
+    except (KeyError, RuntimeError, ValueError):
         raise BadInput("--resume with another network than the checkpoint's: leave --size, "
                        "--patch, --widths and --blocks as they were") from None
-    for parameter, moments in state["optimizer"].state.items():
-        for name in ("exp_avg", "exp_avg_sq"):       # in the weights' layout, or fused AdamW mixes
-            moments[name] = torch.empty_like(parameter).copy_(moments[name])        # them up
+    for part in state.values():
+        for parameter, moments in getattr(part, "state", {}).items():
+            for name, moment in moments.items():     # in the weights' layout, or fused AdamW mixes
+                if moment.shape == parameter.shape:  # them up
+                    moments[name] = torch.empty_like(parameter).copy_(moment)
     torch.set_rng_state(checkpoint["rng"]["torch"])
     if torch.device(checkpoint["args"]["device"]).type == generator.device.type:
         generator.set_state(checkpoint["rng"]["train"])
@@ -293,7 +317,9 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags(parser, out="runs/celeba64")
     add = parser.add_argument
-    add("--lr", type=float, default=3e-4, help="AdamW's learning rate, after the warm-up")
+    add("--init", metavar="FILE", help="start from these weights wherever names and shapes agree")
+    add("--lr", type=float, default=0.005, help="Muon's learning rate, after the warm-up")
+    add("--lr-adamw", type=float, default=4e-4, help="AdamW's, for biases, norms and small layers")
     add("--warmup", type=int, default=200, help="steps over which the learning rate rises")
     add("--ema", type=float, default=0.999, help="decay of the moving average, a step")
     add("--schedule", choices=SCHEDULES, default="rescaled", help="noise schedule")
@@ -310,6 +336,7 @@ def parse(argv=None):
     within(args, 1, 10 ** 6, "batch", "T")
     within(args, 1, 10 ** 4, "size", "patch", "widths", "blocks")
     within(args, 0, 0.999999, "ema")
+    within(args, 0, 100, "lr_adamw")
     if args.batch % together.NUMBER:
         raise BadInput(f"--batch {args.batch} cannot be shared out evenly over {together.NUMBER} "
                        "processes")

@@ -1,0 +1,74 @@
+"""Muon: momentum whose matrices are made orthogonal before they are used (Jordan et al. 2024).
+
+A gradient step is dominated by a few directions of a weight matrix. Muon gives all of its
+directions the same length: with the momentum's singular value decomposition M = U S Vᵀ, the step is
+U Vᵀ. Fewer images teach the network the same; docs/choices.md has the comparison with AdamW.
+"""
+import torch
+
+A, B, C = 3.4445, -4.7750, 2.0315      # of the quintic: steep at 0, and near 1 once it is near 1
+
+
+def orthogonalize(matrices, steps=5):
+    """U Vᵀ of each matrix M = U S Vᵀ, nearly: [N, rows, columns] -> the same shape, float32.
+
+    Newton–Schulz iteration: X ← A X + B (X Xᵀ) X + C (X Xᵀ)² X from X = M / ‖M‖_F moves every
+    singular value s to A s + B s³ + C s⁵; five steps take those above 0.01 to 0.7 … 1.2.
+    Every step multiplies X from the left by a polynomial of the small matrix X Xᵀ, so the products
+    are all of that size, and X itself is multiplied once, at the end.
+    """
+    X = matrices.float()
+    tall = X.shape[1] > X.shape[2]
+    X = X.mT if tall else X
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    identity = torch.eye(X.shape[1], device=X.device).expand(len(X), -1, -1)
+    gram, product = X @ X.mT, identity
+    for _ in range(steps):
+        polynomial = A * identity + B * gram + C * gram @ gram
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    X = product @ X
+    return X.mT if tall else X
+
+
+class Muon(torch.optim.Optimizer):
+    """For weights with two or more dimensions; a convolution's are [out, in · height · width].
+
+    M ← μ M + (1-μ) G;  W ← (1 - lr · decay) W - lr · 0.2 √max(rows, columns) · UVᵀ of μ M + (1-μ) G
+
+    (Nesterov's form: the new gradient G counts twice.) The factor gives a step the root mean square
+    of AdamW's, about 0.2 lr (Liu et al. 2025, eq. 4), whatever the matrix's shape.
+    """
+
+    def __init__(self, parameters, lr=0.005, momentum=0.95, weight_decay=0.01):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            alike = {}                                      # parameters, by the shape of the matrix
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    alike.setdefault(parameter.flatten(1).shape, []).append(parameter)
+            for shape, parameters in alike.items():
+                self._update(parameters, shape, **group)
+
+    def _update(self, parameters, shape, lr, momentum, weight_decay, **_):
+        gradients = [parameter.grad for parameter in parameters]
+        momenta = [self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                   for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, momenta, momentum)
+        steps = orthogonalize(torch.stack([matrix.flatten(1) for matrix in ahead]))
+        steps *= 0.2 * max(shape) ** 0.5
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_add_(parameters, [step.view_as(parameter)
+                                         for step, parameter in zip(steps, parameters)], alpha=-lr)
+
+
+def split(net, smallest=4096):
+    """(matrices, others): the parameters for Muon, and the few for AdamW: biases, norms, and weights
+    of at most `smallest` numbers."""
+    matrices = [p for p in net.parameters() if p.ndim >= 2 and p.numel() > smallest]
+    chosen = {id(p) for p in matrices}
+    return matrices, [p for p in net.parameters() if id(p) not in chosen]
