@@ -18,7 +18,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from safety import BadInput, alone, no_pipe, whole
+from support.cli import BadInput
+from support.files import atomic_write, lock_folder, no_pipe
 
 # Windows (left, top, side) of the aligned 178×218 photographs. Papers differ; say which you used.
 CROPS = {"centre140": (19, 39, 140),  # the face, a little hair
@@ -69,7 +70,7 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
     shape = (len(members), size, size, 3)
     images = _open_cache(path, shape)
     if images is None:
-        with alone(cache, wait=True):                       # while another process builds the same
+        with lock_folder(cache, wait=True):                       # while another process builds the same
             images = _open_cache(path, shape)
             if images is None:
                 _build_cache(path, shape, members, crop)
@@ -249,7 +250,7 @@ def _build_cache(path, shape, members, crop):
 
     try:
         pool = ThreadPoolExecutor(torch.get_num_threads())
-        with whole(path) as half, open(half, "wb") as file, pool:
+        with atomic_write(path) as half, open(half, "wb") as file, pool:
             head = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, head)
             shares = [members[i:i + 16] for i in range(0, len(members), 16)]

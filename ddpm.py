@@ -84,7 +84,8 @@ class DDPM:
         return mean / (1 - alpha_bar), (1 - previous) / (1 - alpha_bar) * beta
 
     def predict(self, eps_model, x, t, hole):
-        """The network's x_0 and ε at x: the one place that knows what its output means.
+        """The network's x_0 and ε at x, whatever its output means. Its counterpart is `target`: only
+        these two know what the network predicts.
 
         v = √ᾱ ε - √(1-ᾱ) x_0 turns (x_0, ε) by an angle, so it turns back without dividing by
         anything; from ε alone, x_0 needs a division by √ᾱ, which is nearly 0 at the noisy end.
@@ -103,21 +104,23 @@ class DDPM:
 
     # ---- Algorithm 1 -------------------------------------------------------------------------
 
-    def loss(self, eps_model, x0, hole, generator=None):
+    def target(self, x0, noise, t):
+        """What the network's output should be at x_t = q_sample(x0, t, noise); see `predict`."""
+        if self.prediction == "eps":
+            return noise
+        alpha_bar = self.alpha_bar(t, x0)
+        return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
+
+    def loss(self, eps_model, x0, hole, t, noise):
         """‖ε - ε_θ(x_t, t)‖², averaged over the hole's pixels, then over the images; a scalar.
 
-        x0 [B, C, H, W] in [-1, 1]. The mean over the hole alone keeps the loss's scale the same
-        for a small hole and for an unconditional image. For a v-network, v stands for ε.
+        x0, noise [B, C, H, W], x0 in [-1, 1]; hole [B, 1, H, W]; t [B]. The mean over the hole alone
+        keeps the loss's scale the same for a small hole and for an unconditional image. For a
+        v-network, v stands for ε.
         """
-        source = x0.device if generator is None else generator.device
-        t = torch.randint(self.T, (len(x0),), generator=generator, device=source).to(x0.device)
-        noise = randn_like(x0, generator)
         x = hole * self.q_sample(x0, t, noise) + (1 - hole) * x0          # known pixels are kept
-        target = noise
-        if self.prediction == "v":
-            alpha_bar = self.alpha_bar(t, x0)
-            target = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
-        squares = (eps_model(x, t, hole) - target).square().mean(dim=1, keepdim=True)
+        error = eps_model(x, t, hole) - self.target(x0, noise, t)
+        squares = error.square().mean(dim=1, keepdim=True)
         return ((squares * hole).sum(dim=(1, 2, 3)) / hole.sum(dim=(1, 2, 3))).mean()
 
     # ---- Algorithm 2 -------------------------------------------------------------------------
@@ -134,25 +137,25 @@ class DDPM:
         x = to.sqrt() * x0 + (1 - to - sigma ** 2).clamp(min=0).sqrt() * eps
         return x + sigma * randn_like(x0, generator) if eta > 0 else x
 
-    def ahead(self, x0, t, before, r, s):
+    def extrapolate_x0(self, x0, t, previous, r, s):
         """The x_0 to aim at on the way from t to s: the straight line in λ = ½ log(ᾱ/(1-ᾱ)) through
-        the last two estimates, `before` at level r and x0 at t, followed half the way to s:
+        the last two estimates, `previous` at level r and x0 at t, followed half the way to s:
 
-        x_0 + (λ_s-λ_t) / (λ_t-λ_r) · (x_0 - before) / 2
+        x_0 + (λ_s-λ_t) / (λ_t-λ_r) · (x_0 - previous) / 2
 
         `step` to it is of second order where DDIM, or Algorithm 2 in strides, is of first, at the
         same calls: DPM-Solver++(2M) for η = 0, its SDE version for η = 1 (Lu et al. 2022). Without
         it, the fills of 20 calls vary too little.
         """
         past, here, there = (torch.logit(self.alpha_bar(level, x0)) for level in (r, t, s))
-        x0 = x0 + (there - here) / (here - past) * (x0 - before) / 2
+        x0 = x0 + (there - here) / (here - past) * (x0 - previous) / 2
         return x0.clamp(-1, 1) if self.clip else x0
 
-    def stride(self, x, x0, eps, t, s, before=None, eta=1.0, generator=None):
-        """`step` from x at level t to s; aimed `ahead`, if the last estimate and its level are given,
+    def solver_step(self, x, x0, eps, t, s, previous=None, eta=1.0, generator=None):
+        """`step` from x at level t to s; aimed `extrapolate_x0`, if the last estimate and its level are given,
         (x_0, level), and s is not yet clean."""
-        if before and s >= 0:
-            x0 = self.ahead(x0, t, *before, s)
+        if previous and s >= 0:
+            x0 = self.extrapolate_x0(x0, t, *previous, s)
             eps = self.predict_eps(x, t, x0)
         return self.step(x0, eps, t, s, eta, generator)
 
@@ -162,7 +165,7 @@ class DDPM:
         x0, eps = self.predict(eps_model, x, t, hole)
         return torch.where(hole > 0, self.step(x0, eps, t, t - 1, 1.0, generator), x)
 
-    def times(self, steps):
+    def timesteps(self, steps):
         """`steps` levels from T-1 down, and -1 after them: where the network looks.
 
         Evenly spaced, as far as there are levels, in the angle by which x_t is turned from the image
@@ -185,18 +188,18 @@ class DDPM:
 
         image [B, C, H, W] in [-1, 1]; what it holds inside the hole is never looked at.
         hole  [B, 1, H, W]; all ones: an unconditional sample.
-        steps None is the whole chain, T calls; fewer take longer steps, see `ahead`; eta: see `step`.
+        steps None is the whole chain, T calls; fewer take longer steps, see `extrapolate_x0`; eta: see `step`.
         generator: one, or a list of one an image, which makes a fill independent of its batch.
         callback(t, x, x0), if given, is called after every step with t's level, x and the x_0 seen.
         Returns [B, C, H, W]: outside the hole exactly `image`; inside it in [-1, 1] if `clip` is set.
         """
-        times = self.times(self.T if steps is None else steps)
-        x, before = torch.where(hole > 0, randn_like(image, generator), image), None
+        times = self.timesteps(self.T if steps is None else steps)
+        x, previous = torch.where(hole > 0, randn_like(image, generator), image), None
         for t, s in pairwise(times):
             x0, eps = self.predict(eps_model, x, torch.full((len(x),), t, device=x.device), hole)
-            x = self.stride(x, x0, eps, t, s, before, eta, generator)
+            x = self.solver_step(x, x0, eps, t, s, previous, eta, generator)
             x = torch.where(hole > 0, x, image)
-            before = (x0, t) if len(times) <= self.T else None     # every level: Algorithm 2 as it is
+            previous = (x0, t) if len(times) <= self.T else None     # every level: Algorithm 2 as it is
             if callback:
                 callback(t, x, x0)
         return x

@@ -39,9 +39,16 @@ import inpaint
 import masks
 import methods
 import scores
-import together
-from safety import (BadInput, alone, device, origin, reading, run, sweep, whole, within,
-                    write_png)
+from support import distributed
+from support.cli import BadInput, check_range, device, run
+from support.files import (
+    atomic_write,
+    lock_folder,
+    provenance,
+    reading,
+    remove_leftovers,
+    write_png,
+)
 
 DEFAULT = ("keep", "biharmonic", "mean", "masked")
 COLUMNS = {"psnr_hole": ("PSNR hole", 2), "psnr_hole_mean": ("mean of K", 2),
@@ -96,7 +103,7 @@ def checked(name, fills, images, hole):
     return fills
 
 
-def save_fills(folder, mask, name, images, hole, fills, first, told=None):
+def save_fills(folder, mask, name, images, hole, fills, first, metadata=None):
     """PNGs for --from: FOLDER/MASK/NAME/00000_0.png; and _input/ and _hole/ for others to fill."""
     folder = Path(folder) / mask
     hole = hole.permute(0, 2, 3, 1)
@@ -107,7 +114,7 @@ def save_fills(folder, mask, name, images, hole, fills, first, told=None):
                  for i, drawn in enumerate(fills) for k, fill in enumerate(drawn)}
     for path, picture in pictures.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        write_png(Image.fromarray(picture.byte().numpy()), folder / path, told)
+        write_png(Image.fromarray(picture.byte().numpy()), folder / path, metadata)
     for i, drawn in enumerate(fills):
         for stale in numbered(folder / name, first + i)[len(drawn):]:   # of a run with more
             stale.unlink()
@@ -118,11 +125,11 @@ def save_fills(folder, mask, name, images, hole, fills, first, told=None):
 def score_parts(args, images, holes, chosen, lpips, features):
     """Fill and score this process's share of the batches, each into its file of --out/parts."""
     work = [(mask, name, first) for mask in holes for name in args.methods
-            for first in range(0, len(images), args.batch)][together.RANK::together.NUMBER]
+            for first in range(0, len(images), args.batch)][distributed.RANK::distributed.WORLD_SIZE]
     left = [task for task in work if not part(args, *task).exists()]
     training = functools.cache(lambda: unseen(args, images))
     for mask, name, first in tqdm(left, "scoring", len(work), initial=len(work) - len(left),
-                                  unit=" batches", disable=together.RANK > 0):
+                                  unit=" batches", disable=distributed.RANK > 0):
         batch, hole = (x[first:first + args.batch] for x in (images, holes[mask]))
         if name in args.read:
             seconds, calls = math.nan, math.nan
@@ -141,8 +148,8 @@ def score_parts(args, images, holes, chosen, lpips, features):
         scoring = (time.perf_counter() - begun) / len(batch)
         if args.save:
             save_fills(Path(args.out) / "fills", mask, Path(name).stem, batch, hole, fills, first,
-                       origin(args.weights, args.seed))
-        with whole(part(args, mask, name, first)) as half, open(half, "wb") as file:
+                       provenance(args.weights, args.seed))
+        with atomic_write(part(args, mask, name, first)) as half, open(half, "wb") as file:
             np.savez(file, **scored, samples=fills.shape[1], calls=calls, seconds=seconds,
                      scoring=scoring, preview=fills[:max(0, 8 - first), 0],
                      features=features(fills[:, 0]) if features else np.empty((len(batch), 0)))
@@ -183,13 +190,13 @@ def open_parts(args, images, lpips, features):
             raise BadInput(f"{folder} is of a run that was cut off: go on with --resume, remove "
                            "it, or name another --out")
         folder.mkdir(parents=True, exist_ok=True)
-        with whole(path) as half:
+        with atomic_write(path) as half:
             half.write_text(json.dumps(settings, indent=1))
         return
     with reading(path, "settings of an evaluation", "nothing to resume; start without --resume"):
         before = dict(json.loads(path.read_text()))
     for leftovers in (folder, *(Path(args.out) / "fills").glob("*/*")):
-        sweep(leftovers)
+        remove_leftovers(leftovers)
     changed = [key for key in settings if settings[key] != before.get(key)]
     if changed:
         raise BadInput(f"--resume with other settings than {folder} was begun with: "
@@ -322,23 +329,23 @@ def report(args, images, found, results, versions):
 
 def write(args, images, holes, found, results, text, versions):
     out = Path(args.out)
-    with whole(out / "scores.csv") as half, open(half, "w", newline="") as file:
+    with atomic_write(out / "scores.csv") as half, open(half, "w", newline="") as file:
         writer = csv.writer(file)
         keys = [*scores.SCORES, "variance", "error", "area"]
         writer.writerow(["image", "mask", "method", *keys])
         for (mask, name), values in found.items():
             writer.writerows([i, mask, name, *row]
                              for i, row in enumerate(zip(*(values[key] for key in keys))))
-    with whole(out / "results.json") as half:
-        content = {"settings": vars(args), "origin": origin(args.weights, args.seed),
+    with atomic_write(out / "results.json") as half:
+        content = {"settings": vars(args), "origin": provenance(args.weights, args.seed),
                    "versions": versions, "results": results,
                    "by_area": by_area(args, found) if args.by_area else []}
         half.write_text(json.dumps(finite(content), indent=1, allow_nan=False, default=str))
-    with whole(out / "holes.npz") as half, open(half, "wb") as file:
+    with atomic_write(out / "holes.npz") as half, open(half, "wb") as file:
         np.savez_compressed(file, **{mask: hole.byte().numpy() for mask, hole in holes.items()})
     write_png(preview(images, holes, found), out / "preview.png",
-              origin(args.weights, args.seed))
-    with whole(out / "table.md") as half:
+              provenance(args.weights, args.seed))
+    with atomic_write(out / "table.md") as half:
         half.write_text(text + "\n")
     for scored in (out / "parts").glob("*.npz"):                 # before the settings: a removal
         scored.unlink()                                          # that is cut off can be resumed
@@ -410,10 +417,10 @@ def parse():
     add("--resume", action="store_true", help="go on with the run that was cut off in --out")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    within(args, 1, 10 ** 6, "batch")
-    within(args, 1, 999, "samples")
-    within(args, 0, 10 ** 9, "seed")
-    within(args, 0, 1, "eta")
+    check_range(args, 1, 10 ** 6, "batch")
+    check_range(args, 1, 999, "samples")
+    check_range(args, 0, 10 ** 9, "seed")
+    check_range(args, 0, 1, "eta")
     device(args.device)
     unknown = set(args.masks) - set(masks.MASKS)
     if unknown:
@@ -438,18 +445,18 @@ def parse():
 
 def main():
     args = parse()
-    args.device = str(together.own_device(args.device))
+    args.device = str(distributed.own_device(args.device))
 
     def network(make, *arguments):
         try:
             return make(*arguments)
         except scores.Missing as error:
-            if together.RANK == 0:
+            if distributed.RANK == 0:
                 print(error, file=sys.stderr)
 
-    with together.joined():
+    with distributed.joined():
         ddpm, eps_model, args.size = inpaint.load_weights(args.weights, args.device)
-        with together.first():                                  # who decodes for all
+        with distributed.first():                                  # who decodes for all
             images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
         holes = {mask: masks.MASKS[mask](len(images), args.size,
                                          torch.Generator().manual_seed(args.seed))
@@ -462,13 +469,13 @@ def main():
             features = scores.unet_features(eps_model, args.device)
         elif args.perceptual or args.features:
             features = network(scores.extractor, args.features, args.device)
-        with alone(args.out) if together.RANK == 0 else contextlib.nullcontext():
-            with together.first():
-                if together.RANK == 0:
+        with lock_folder(args.out) if distributed.RANK == 0 else contextlib.nullcontext():
+            with distributed.first():
+                if distributed.RANK == 0:
                     open_parts(args, images, lpips, features)
             score_parts(args, images, holes, chosen, lpips, features)
-            together.largest()                                  # waits for all
-            if together.RANK == 0:
+            distributed.largest()                                  # waits for all
+            if distributed.RANK == 0:
                 finish(args, images, holes, features)
 
 
@@ -478,7 +485,7 @@ def finish(args, images, holes, features):
     versions = {"Python": platform.python_version(), "torch": torch.__version__,
                 "torchmetrics": torchmetrics.__version__,
                 "device": torch.cuda.get_device_name() if "cuda" in args.device else "CPU",
-                "processes": together.NUMBER, "threads each": torch.get_num_threads()}
+                "processes": distributed.WORLD_SIZE, "threads each": torch.get_num_threads()}
     results = summarize(args, images, found, features)
     text = report(args, images, found, results, versions)
     write(args, images, holes, found, results, text, versions)

@@ -26,31 +26,12 @@ from tqdm import tqdm
 import data
 import masks
 import methods
-from ddpm import DDPM
-from safety import (BadInput, device, origin, read_tensors, reading, rebuild, run, within,
-                    write_png)
-from schedules import SCHEDULES
-from unet import UNet
+from support.cli import BadInput, check_range, device, run
+from support.files import provenance, write_png
+from support.runs import WEIGHTS, load_weights
 
-WEIGHTS = Path(__file__).parent / "weights" / "celeba64.pt"
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
 FINEST = 10       # the network is to see no more of a photograph than 10 × the hole's extent
-
-
-def load_weights(path=WEIGHTS, device="cpu"):
-    """(ddpm, eps_model, size) from a file of train.py's: always the moving average's weights."""
-    missing = "no such file; make weights with train.py, or name others with --weights"
-    with reading(path, "weights that train.py wrote", missing):
-        checkpoint = read_tensors(path)
-        settings, ema = checkpoint["settings"], checkpoint["ema"]
-        layers = settings["unet"]["blocks"] * len(settings["unet"]["widths"])
-        if not (1 <= settings["T"] <= 10 ** 6 and 1 <= settings["unet"]["size"] <= 10 ** 4
-                and 1 <= layers <= len(ema)):
-            raise ValueError("settings out of range")
-        net = rebuild(UNet, settings["unet"], ema).eval().requires_grad_(False)
-        betas = SCHEDULES[settings["schedule"]](settings["T"])
-        ddpm = DDPM(betas.to(device), settings["prediction"], clip=True)
-    return ddpm, net.to(device), settings["unet"]["size"]
 
 
 def fill(method, images, hole, samples=4, seed=0, batch=BATCH):
@@ -73,7 +54,7 @@ def fill(method, images, hole, samples=4, seed=0, batch=BATCH):
     return torch.where(hole.permute(0, 2, 3, 1)[:, None] > 0, filled, images[:, None])
 
 
-def region(hole, size):
+def context_box(hole, size):
     """The square (top, left, side) of a photograph, reduced to `size`, that the network is to see.
 
     hole [1, H, W], not empty. The window that training cuts, where faces lie as the network knows
@@ -131,7 +112,7 @@ def complete(method, photograph, hole, size, samples=4, seed=0, device="cpu", ba
     size, size, 3], to `paste` back. If nothing is left of the hole at the network's size, they are
     what it would have seen.
     """
-    box = region(hole, size) if hole.any() else (0, 0, min(hole.shape[1:]))
+    box = context_box(hole, size) if hole.any() else (0, 0, min(hole.shape[1:]))
     seen, part = shrink(photograph, hole, box, size)
     if not part.any():
         return box, seen, part, seen.expand(samples, *seen.shape)
@@ -229,9 +210,9 @@ def main():
     add("--out", default="out", help="folder for the results")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    within(args, 1, 65_535, "samples", "batch")
-    within(args, 0, 10 ** 9, "seed")
-    within(args, 0, 1, "eta")
+    check_range(args, 1, 65_535, "samples", "batch")
+    check_range(args, 0, 10 ** 9, "seed")
+    check_range(args, 0, 1, "eta")
     device(args.device)
 
     photographs = read_photographs(args.images)
@@ -251,7 +232,7 @@ def main():
         if out.resolve() == (path if path.is_dir() else path.parent).resolve():
             raise BadInput(f"--out {out} is where {path} lies: results could overwrite it")
     out.mkdir(parents=True, exist_ok=True)
-    told = origin(args.weights, args.seed)
+    metadata = provenance(args.weights, args.seed)
 
     begun = time.time()
     work = -(-samples // args.batch) * max(method.CALLS, 1)           # steps of the bar for an image
@@ -268,15 +249,15 @@ def main():
                            f"{stem}: the hole is empty, nothing to do; the image is copied")
             bar.update((i + 1) * work - bar.n)
             picture = Image.fromarray((255 * hole[0]).byte().numpy())
-            write_png(Image.fromarray(image.numpy()), out / f"{stem}_input.png", told)
-            write_png(picture, out / f"{stem}_hole.png", told)
+            write_png(Image.fromarray(image.numpy()), out / f"{stem}_input.png", metadata)
+            write_png(picture, out / f"{stem}_hole.png", metadata)
             for k, filled in enumerate(fills):
                 result = paste(image, hole, box, filled)
-                write_png(Image.fromarray(result.numpy()), out / f"{stem}_{k}.png", told)
+                write_png(Image.fromarray(result.numpy()), out / f"{stem}_{k}.png", metadata)
             original = shrink(image, torch.zeros_like(hole), box, size)[0]
             seen = torch.where(part[0, :, :, None] > 0, original, seen)
             sheet = side_by_side(seen.numpy(), part.numpy(), fills.numpy())
-            write_png(sheet, out / f"{stem}.png", told)
+            write_png(sheet, out / f"{stem}.png", metadata)
     print(f"{len(holes)} image{'s' * (len(holes) > 1)} × {samples} fill{'s' * (samples > 1)}, seed "
           f"{args.seed}, {method.CALLS} network calls a fill, {time.time() - begun:.1f} s: {out}/")
 

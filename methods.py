@@ -18,7 +18,7 @@ from types import ModuleType, SimpleNamespace
 import torch
 
 from ddpm import randn_like
-from safety import BadInput
+from support.cli import BadInput
 
 BASELINES = Path(__file__).parent / "baselines"
 JUMP, REPEATS = 10, 10                  # of repaint
@@ -54,20 +54,20 @@ def ddnm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=
 def _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, pasted, jump, repeats):
     """Along jump_path with the network that knows no hole; the known pixels are `pasted` into "x",
     noised to its level, or into the estimate "x0", as they are."""
-    everything, times = torch.ones_like(hole), ddpm.times(steps)[::-1]      # times[0] = -1 is clean
-    x, before = randn_like(image, generator), None
+    everything, times = torch.ones_like(hole), ddpm.timesteps(steps)[::-1]      # times[0] = -1 is clean
+    x, previous = randn_like(image, generator), None
     for here, there in pairwise(jump_path(steps, jump, repeats)):
         t, s = times[here], times[there]
         if there > here:
-            x, before = ddpm.renoise(x, t, s, randn_like(x, generator)), None
+            x, previous = ddpm.renoise(x, t, s, randn_like(x, generator)), None
             continue
         at = torch.full((len(x),), t, device=x.device)
         x0, eps = ddpm.predict(eps_model, x, at, everything)
         if pasted == "x0":
             x0 = torch.where(hole > 0, x0, image)
             eps = ddpm.predict_eps(x, t, x0)
-        x = ddpm.stride(x, x0, eps, t, s, before, eta, generator)
-        before = (x0, t) if steps < ddpm.T else None
+        x = ddpm.solver_step(x, x0, eps, t, s, previous, eta, generator)
+        previous = (x0, t) if steps < ddpm.T else None
         if pasted == "x":                                            # at the level of the new x
             x = torch.where(hole > 0, x, ddpm.q_sample(image, s, randn_like(image, generator)))
         if callback:
@@ -92,8 +92,8 @@ def jump_path(steps, jump, repeats):
 def pigdm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
     """Guidance by the pseudo-inverse (Song et al. 2023, Algorithm 1): every pixel is moved by how
     much it would bring the estimated x_0 closer to the known pixels; a backward pass a call."""
-    everything, times = torch.ones_like(hole), ddpm.times(steps)
-    x, before = randn_like(image, generator), None
+    everything, times = torch.ones_like(hole), ddpm.timesteps(steps)
+    x, previous = randn_like(image, generator), None
     for t, s in pairwise(times):
         at = torch.full((len(x),), t, device=x.device)
         with torch.enable_grad():
@@ -102,9 +102,9 @@ def pigdm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback
             missing = torch.where(hole > 0, 0, image - x0).detach()
             (pull,) = torch.autograd.grad((missing * x0).sum(), x)
         x, x0, eps = x.detach(), x0.detach(), eps.detach()
-        x = (ddpm.stride(x, x0, eps, t, s, before, eta, generator)
+        x = (ddpm.solver_step(x, x0, eps, t, s, previous, eta, generator)
              + ddpm.alpha_bar(t, x).sqrt() * pull)
-        before = (x0, t) if steps < ddpm.T else None
+        previous = (x0, t) if steps < ddpm.T else None
         if callback:
             callback(t, x, x0)
     return torch.where(hole > 0, x, image)

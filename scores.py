@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchmetrics.functional.image import (peak_signal_noise_ratio,
-                                           structural_similarity_index_measure)
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 import data
-from safety import BadInput
+from support.cli import BadInput
 
 SCORES = {"psnr_hole": "PSNR in the hole, one sample, dB",
           "psnr_hole_mean": "PSNR in the hole of the mean of the samples, dB",

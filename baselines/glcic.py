@@ -25,21 +25,19 @@ phase three; 20 ms to fill an image. The shipped weights took 54 minutes each (w
 """
 import argparse
 import functools
-import json
-import sys
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
 import data
 import masks
 import train
-from safety import BadInput, alone, read_tensors, reading, rebuild, run, within, write_png
+from support import runs
+from support.cli import BadInput, check_range, run
+from support.files import lock_folder, read_tensors, reading, rebuild, write_png
 from unet import zero
 
 DRAWS, CALLS = False, 1
@@ -190,55 +188,27 @@ def learn(args, checkpoint=None):
     """Algorithm 1 from step 0, or from a checkpoint; returns C."""
     images = data.load(args.data, "train", args.size, limit=args.limit, cache=args.cache)
     state, generator = build(args), torch.Generator().manual_seed(args.seed)
-    start, losses = train.restore(checkpoint, state, generator) if checkpoint else (0, [])
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    interrupted, begun = train.on_signal(), time.time()
+    settings = {"width": args.width, "gated": args.gated}
+    run = runs.Run(args, settings, state, "C", generator, checkpoint)
+    optimizers = [part for part in state.values() if isinstance(part, torch.optim.Optimizer)]
 
-    progress = tqdm(range(start, args.steps), "training", args.steps, initial=start, unit=" steps")
-    for step in progress:
+    for step in run.progress:
         now = phase(step, args.steps, args.loss)
-        lr = (args.lr if now == 1 else args.lr_gan) * train.ramp(step, args.steps, WARMUP)
-        for part in state.values():
-            if isinstance(part, torch.optim.Optimizer):
-                part.param_groups[0]["lr"] = lr
-        chosen = torch.randint(len(images), (args.batch,), generator=generator)
-        x = train.flip(data.to_float(images[chosen]), generator).to(args.device)
+        rate = args.lr if now == 1 else args.lr_gan
+        train.set_lr(optimizers, [rate, rate], train.lr_factor(step, args.steps, WARMUP))
+        x = train.draw_images(images, args.batch, generator).to(args.device)
         x = x.contiguous(memory_format=torch.channels_last)
         M_c, M_d = (masks.mixture(args.batch, args.size, generator, args.device, all_hole=0.0)
                     for _ in range(2))
-        losses.append(update(state, x, M_c, M_d, now, args.alpha, args.bf16))
-
-        due = (step + 1) % args.every == 0 or step + 1 == args.steps
-        if due or interrupted:
-            train.check([sum(each.values()) for each in losses], step + 1, "--lr or --lr-gan")
-        if due:
-            rate = args.batch * (step + 1 - start) / (time.time() - begun)
-            progress.set_postfix_str(f"{log(args, step + 1, losses, rate)}, {rate:.0f} images/s")
-            losses.clear()
+        run.record(update(state, x, M_c, M_d, now, args.alpha, args.bf16), "--lr or --lr-gan")
+        if run.due:
+            run.log()
             draw(args, state["C"], images[:8])
-        if due or interrupted:
-            save(args, state, generator, step + 1, losses)
-        if interrupted:
-            progress.close()
-            print(f"interrupted: step {step + 1} is saved in {args.out}; go on with --resume",
-                  file=sys.stderr)
-            sys.exit(128 + interrupted[0])
+        run.save()
     return state["C"]
 
 
 # ---- files -------------------------------------------------------------------------------------
-
-def log(args, step, losses, rate):
-    """Append the mean of each loss since the last line."""
-    names = dict.fromkeys(name for each in losses for name in each)
-    means = {name: torch.stack([each[name] for each in losses if name in each]).mean().item()
-             for name in names}
-    means = {name: round(mean, 5) for name, mean in means.items()}
-    line = {"step": step, "images": step * args.batch, **means, "images_per_s": round(rate, 1)}
-    with open(Path(args.out) / "log.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
-    return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
-
 
 @torch.no_grad()
 def draw(args, C, images):
@@ -248,13 +218,7 @@ def draw(args, C, images):
     rows = torch.stack([torch.where(hole > 0, 0.0, x), C(x, hole), x])        # [3, N, 3, H, W]
     sheet = rows.permute(2, 0, 3, 1, 4).reshape(1, 3, 3 * args.size, -1)
     write_png(Image.fromarray(data.to_uint8(sheet)[0].cpu().numpy()),
-              Path(args.out) / "samples.png", train.made_with(args))
-
-
-def save(args, state, generator, step, losses):
-    """checkpoint.pt, from which the run goes on bit for bit, and weights.pt, which `load` reads."""
-    settings = {"width": args.width, "gated": args.gated}
-    train.save_run(args, settings, state, "C", generator, step, losses)
+              Path(args.out) / "samples.png", runs.made_with(args))
 
 
 def read(path):
@@ -281,35 +245,35 @@ inpaint = load(WEIGHTS / "glcic.pt")
 
 
 def parse(argv=None):
-    """As `train.settle`."""
+    """As `runs.parse`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("command", choices=["train"], help="--steps: 18%% are phase one, 2%% phase two")
-    train.flags(parser, out="runs/glcic")
+    runs.add_flags(parser, out="runs/glcic")
     add("--loss", choices=("gan", "l2"), default="gan", help="l2: no adversary")
     add("--gated", action="store_true", help="gated convolutions")
     add("--width", type=int, help="channels at full size; default 32, gated 24")
     add("--lr", type=float, default=1e-3, help="Adam's learning rate in phase one")
     add("--lr-gan", type=float, default=2e-4, help="and of C and D in phases two and three")
     add("--alpha", type=float, default=ALPHA, help="weight of the adversary in C's loss")
-    args, checkpoint = train.settle(parser, argv)
+    args, checkpoint = runs.parse(parser, argv)
     if checkpoint and any(getattr(args, name) != checkpoint["args"].get(name)
                           for name in ("loss", "gated", "width", "size")):
         raise BadInput("--resume with other networks than the checkpoint's: leave --loss, --gated, "
                        "--width and --size as they were")
     args.width = (24 if args.gated else 32) if args.width is None else args.width
-    within(args, 1, 10 ** 9, "steps", "every")
-    within(args, 1, 10 ** 6, "batch")
-    within(args, 2, 10 ** 4, "width")
-    within(args, 16, 10 ** 4, "size")
-    within(args, 0, 100, "lr_gan", "alpha")
+    check_range(args, 1, 10 ** 9, "steps", "every")
+    check_range(args, 1, 10 ** 6, "batch")
+    check_range(args, 2, 10 ** 4, "width")
+    check_range(args, 16, 10 ** 4, "size")
+    check_range(args, 0, 100, "lr_gan", "alpha")
     return args, checkpoint
 
 
 def main():
     args, checkpoint = parse()
-    with alone(args.out):
-        train.cut_log(args.out, checkpoint["step"] if checkpoint else 0)
+    with lock_folder(args.out):
+        runs.cut_log(args.out, checkpoint["step"] if checkpoint else 0)
         learn(args, checkpoint)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch._dynamo  # which the first optimizer would import: once, and not in every fork
 
-import safety
+from support import cli
 
 SIGNALS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 torch.set_num_threads(1)
@@ -24,7 +24,7 @@ def as_user(tmp_path, monkeypatch, capsys):
     def call(module, *argv):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, argv)])
         try:
-            safety.run(module.main)
+            cli.run(module.main)
             status = 0
         except SystemExit as ended:
             status = ended.code

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-import bench
 import data
 import masks
-import peers
 import train
+from tools import bench, peers
 from unet import UNet
 
 
@@ -38,7 +37,7 @@ def test_operations_against_a_count_by_hand():
 
 def test_the_step_that_is_timed_trains(monkeypatch):
     averaged = []
-    monkeypatch.setattr(train, "average", lambda *given: averaged.append(given))
+    monkeypatch.setattr(train, "update_ema", lambda *given: averaged.append(given))
     torch.manual_seed(0)
     net, images = UNet(16, 2, [8, 16], 1), data.to_float(data.synthetic(4, 16))
     args = argparse.Namespace(bf16=False, compile=False, calls=3)
@@ -66,7 +65,7 @@ def test_plain_or_not_a_step_does_the_same():
 
 def test_the_average_is_the_same_a_parameter_at_a_time():
     averages = []
-    for average in (bench.one_by_one, train.average):
+    for average in (bench.one_by_one, train.update_ema):
         torch.manual_seed(0)
         old, new = UNet(16, 2, [8, 16], 1), UNet(16, 2, [8, 16], 1)
         average(old, new, 0.9)

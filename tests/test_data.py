@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 import data
-from safety import BadInput
+from support.cli import BadInput
 
 LISTED = ["000001.jpg", "162770.jpg", "162771.jpg", "182637.jpg", "182638.jpg", "202599.jpg"]
 

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 import ddpm
 from ddpm import DDPM
+from helpers import random_loss
 from schedules import SCHEDULES, cosine_betas, linear_betas, rescaled_betas
 
 F64 = torch.float64
@@ -172,7 +173,7 @@ def test_in_strides_the_solver_is_of_second_order_and_ddim_of_first(monkeypatch,
                                     torch.Generator().manual_seed(0))
     exact = end(800)
     if order == 1:
-        monkeypatch.setattr(DDPM, "ahead", lambda self, x0, *_: x0)
+        monkeypatch.setattr(DDPM, "extrapolate_x0", lambda self, x0, *_: x0)
     errors = [(end(steps) - exact).square().mean().sqrt() for steps in (25, 100)]
     assert low < errors[0] / errors[1] < high
 
@@ -187,7 +188,7 @@ def test_twenty_calls_vary_as_they_should_and_would_not_without_ahead(monkeypatc
     def share():
         return exact_moments(monkeypatch, world, image, hole, 20, 1.0)[1].trace() / C.trace()
     assert 0.97 < share() < 1.03
-    monkeypatch.setattr(DDPM, "ahead", lambda self, x0, *_: x0)
+    monkeypatch.setattr(DDPM, "extrapolate_x0", lambda self, x0, *_: x0)
     assert share() < 0.75
 
 
@@ -199,8 +200,8 @@ def test_ahead_follows_a_line_in_half_the_log_snr(clip):
     line = lambda at: 0.1 + 0.2 * at                                        # noqa: E731
     x0, before = (torch.full((1, 3, 2, 2), line(lam[i]).item(), dtype=F64) for i in (200, 250))
     want = line((lam[200] + lam[120]) / 2)
-    assert_close(process.ahead(x0, t, before, r, s)[0, 0, 0, 0], want)
-    far = process.ahead(x0 + 5, t, before, r, s)
+    assert_close(process.extrapolate_x0(x0, t, before, r, s)[0, 0, 0, 0], want)
+    far = process.extrapolate_x0(x0 + 5, t, before, r, s)
     assert (far.abs().max() <= 1) == clip
 
 
@@ -274,7 +275,7 @@ def test_a_network_call_and_a_callback_a_step(steps):
         return network(x, t, hole)
 
     x = process.sample(counted, image, hole, steps, callback=lambda *report: reports.append(report))
-    assert [t for t, _ in calls] == [t for t, _, _ in reports] == process.times(steps or 12)[:-1]
+    assert [t for t, _ in calls] == [t for t, _, _ in reports] == process.timesteps(steps or 12)[:-1]
     for (_, before), (_, after, _) in zip(calls[1:], reports):
         assert torch.equal(before, after)
     for (t, before), (_, _, x0) in zip(calls, reports):
@@ -314,21 +315,21 @@ def test_the_last_step_adds_no_noise():
 def test_times_go_from_the_noise_to_clean(betas, data):
     T = data.draw(st.integers(1, 500))
     steps = data.draw(st.integers(1, T))
-    times = DDPM(betas(T)).times(steps)
+    times = DDPM(betas(T)).timesteps(steps)
     assert times[0] == T - 1 and times[-1] == -1 and len(times) == steps + 1
     assert all(t > s for t, s in zip(times[:-1], times[1:]))
     for wrong in (0, -1, T + 1):
         with pytest.raises(ValueError):
-            DDPM(betas(T)).times(wrong)
+            DDPM(betas(T)).timesteps(wrong)
 
 
 @pytest.mark.parametrize("steps", [2, 7, 20, 50])
 def test_times_are_even_under_the_cosine_schedule_and_elsewhere_as_noisy_as_there(steps):
     cosine, rescaled = DDPM(cosine_betas(300)), DDPM(rescaled_betas(300))
     even = [300 * i / steps - 1 for i in range(steps, -1, -1)]
-    assert all(abs(t - at) <= 1 for t, at in zip(cosine.times(steps), even))
-    root, want = rescaled.alphas_bar.sqrt(), cosine.alphas_bar.sqrt()[cosine.times(steps)[1:-1]]
-    got = root[rescaled.times(steps)[1:-1]]
+    assert all(abs(t - at) <= 1 for t, at in zip(cosine.timesteps(steps), even))
+    root, want = rescaled.alphas_bar.sqrt(), cosine.alphas_bar.sqrt()[cosine.timesteps(steps)[1:-1]]
+    got = root[rescaled.timesteps(steps)[1:-1]]
     assert (got - want).abs().max() < 0.01             # half a level, and the √ᾱ_T that is left
 
 
@@ -476,7 +477,7 @@ def images_and_holes(n, shares, channels=3, side=6):
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_a_perfect_network_has_no_loss_whatever_it_says_outside_the_hole(prediction):
     process, (x0, hole) = DDPM(cosine_betas(50), prediction), images_and_holes(64, [0, 0.3, 1])
-    loss = process.loss(perfect(process, x0, hole), x0, hole, torch.Generator().manual_seed(0))
+    loss = random_loss(process, perfect(process, x0, hole), x0, hole, torch.Generator().manual_seed(0))
     assert_close(loss, torch.zeros((), dtype=F64), rtol=0, atol=1e-15)
 
 
@@ -485,7 +486,7 @@ def test_every_image_weighs_the_same_whatever_its_hole(prediction):
     """Errors of 1 and of 2 on holes of 1 and of 36 pixels: (1² + 2²)/2."""
     process, (x0, hole) = DDPM(cosine_betas(50), prediction), images_and_holes(2, [0, 1])
     network = perfect(process, x0, hole)
-    loss = process.loss(lambda *a: network(*a) + numbers(1, 2), x0, hole)
+    loss = random_loss(process, lambda *a: network(*a) + numbers(1, 2), x0, hole)
     assert_close(loss, torch.tensor(2.5, dtype=F64), rtol=1e-9, atol=0)
 
 
@@ -493,7 +494,7 @@ def test_every_image_weighs_the_same_whatever_its_hole(prediction):
 def test_a_network_that_says_zero_has_a_loss_of_one_whatever_the_hole(share):
     """E ε² = 1; of 2000 images of 3 · |hole| squares, each of variance 2; four standard errors."""
     process, (x0, hole) = DDPM(cosine_betas(50)), images_and_holes(2000, [share])
-    loss = process.loss(lambda x, t, hole: 0 * x, x0, hole, torch.Generator().manual_seed(0))
+    loss = random_loss(process, lambda x, t, hole: 0 * x, x0, hole, torch.Generator().manual_seed(0))
     error = math.sqrt(2 / (3 * hole.sum()))
     assert_close(loss, torch.tensor(1.0, dtype=F64), rtol=0, atol=4 * error)
 
@@ -501,7 +502,7 @@ def test_a_network_that_says_zero_has_a_loss_of_one_whatever_the_hole(share):
 def test_the_loss_shows_the_network_clean_known_pixels_and_a_noisy_hole():
     process, (x0, hole) = DDPM(linear_betas(4, 0.2, 0.9)), images_and_holes(500, [0.3])
     record = []
-    process.loss(perfect(process, x0, hole, record), x0, hole, torch.Generator().manual_seed(0))
+    random_loss(process, perfect(process, x0, hole, record), x0, hole, torch.Generator().manual_seed(0))
     (x, t), = record
     known = (hole == 0).expand_as(x)
     assert torch.equal(x[known], x0[known])
@@ -514,6 +515,6 @@ def test_the_loss_shows_the_network_clean_known_pixels_and_a_noisy_hole():
 
 def test_the_same_seed_gives_the_same_loss():
     process, (x0, hole) = DDPM(cosine_betas(50)), images_and_holes(4, [0.3])
-    one, two, other = (process.loss(lambda x, t, hole: x, x0, hole,
+    one, two, other = (random_loss(process, lambda x, t, hole: x, x0, hole,
                                     torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert one == two != other

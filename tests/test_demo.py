@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_inpaint import SIZE, photograph
 
-import demo
 import inpaint
 import masks
-from safety import BadInput
-from test_inpaint import SIZE, photograph, weights
+from support.cli import BadInput
+from tools import demo
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -1,6 +1,5 @@
 """The evaluation as a user runs it: the files it leaves, runs cut off and resumed and shared out,
 methods and fills of strangers, every mistake named."""
-import argparse
 import csv
 import json
 import math
@@ -23,8 +22,7 @@ import inpaint
 import masks
 import methods
 import scores
-import train
-from unet import UNet
+from helpers import save_weights
 
 SIZE, N = 16, 6
 SMALL = (f"--data synthetic --limit {N} --batch 2 --steps 2 --samples 3 --no-perceptual "
@@ -57,21 +55,9 @@ def inpaint(image, hole, generator):
 """, "neither.py": "import inpaint"}
 
 
-def save_weights(out, seed):
-    """Weights of a small network with random layers, so that its fills depend on everything."""
-    torch.manual_seed(seed)
-    net = UNet(SIZE, 2, [8], 1)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    args = argparse.Namespace(out=str(out), size=SIZE, patch=2, widths=[8], blocks=1,
-                              schedule="cosine", T=20, prediction="v")
-    train.save(args, {"ema": net}, torch.Generator(), 1, [])
-    return out / "weights.pt"
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return save_weights(tmp_path_factory.mktemp("weights"), seed=0)
+    return save_weights(tmp_path_factory.mktemp("weights"), SIZE, [8])
 
 
 @pytest.fixture
@@ -206,7 +192,7 @@ def test_a_run_does_not_go_on_with_other_settings(command, faces, monkeypatch, t
                                                   change, named):
     """Nor with another content of the files that it was begun with."""
     shutil.copy(weights, "mine.pt")
-    save_weights(tmp_path, seed=1).rename("other.pt")
+    save_weights(tmp_path, SIZE, [8], seed=1).rename("other.pt")
     same = ["--weights", "mine.pt", "--methods", "keep,noise.py", *FEATURES]
     cut_off(command, monkeypatch, *same)
     if change == "mine.pt":

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import zipfile
 import zlib
 from pathlib import Path
@@ -34,70 +33,21 @@ from PIL import Image
 import data
 import evaluate
 import inpaint
-import safety
 import train
 from baselines import glcic
 from ddpm import DDPM
-from safety import BadInput
-from test_evaluate import N, save_weights
-from test_together import two
-from test_train import disk_with_room_for
+from helpers import ROOT, disk_with_room_for, life, refused, save_weights, short_or_long, two
+from support import cli, files, runs
+from support.cli import BadInput
 
-ROOT = Path(__file__).parents[1]
 TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 --T 3 "
         "--steps 12 --every 2 --device cpu").split()
 tqdm.tqdm.monitor_interval = 0                               # no thread for a fork to leave behind
 tqdm.tqdm.set_lock(threading.RLock())        # its own is shared with forks: one killed would keep it
-STATE = ["net", "ema", "optimizer", "rng", "losses", "step"]
+N = 5
+STATE = ["net", "ema", "muon", "adamw", "rng", "losses", "step"]
 SCORED = (f"--data synthetic --limit {N} --batch 2 --steps 2 --samples 2 --no-perceptual --save "
           "--device cpu --methods keep,masked --masks center,irregular").split()
-
-
-def short_or_long(name, short, long):
-    """A number for every run, and one for `-m slow`."""
-    return pytest.mark.parametrize(name, [short, pytest.param(long, marks=pytest.mark.slow)])
-
-
-def life(main, *argv, sabotage=None, moment=None):
-    """A command in a process of its own, forked from this one, as torch takes seconds to import:
-    (its exit status, or minus the signal that ended it; what it said). `sabotage` is called in it
-    first; at `moment`, in seconds, it is killed."""
-    ours, screen = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 70
-        try:
-            os.dup2(screen, 1)
-            os.dup2(screen, 2)
-            sys.stdout = sys.stderr = open(screen, "w", buffering=1, closefd=False)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            signal.alarm(120)                                    # a hang is a failure, too
-            sys.argv = ["command.py", *map(str, argv)]
-            if sabotage:
-                sabotage()
-            safety.run(main)
-            status = 0
-        except SystemExit as ended:
-            status = ended.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    os.close(screen)
-    if moment is not None:
-        time.sleep(moment)
-        os.kill(child, signal.SIGKILL)
-    with open(ours, errors="replace") as told:
-        said = told.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
-
-
-def refused(answer, *said):
-    """Status 2 and, below the progress, one line that says so."""
-    status, text = answer
-    *progress, last = text.splitlines()
-    return (status == 2 and re.match(r"\w+\.py: ", last) and all(word in last for word in said)
-            and "Traceback" not in text and all(": " in line or not line for line in progress))
 
 
 # ---- the kill storm ----------------------------------------------------------------------------
@@ -152,7 +102,7 @@ def logged(out):
 
 def assert_same_run(one, two):
     for file, parts in (("checkpoint.pt", STATE), ("weights.pt", ["ema", "step"])):
-        first, second = (safety.read_tensors(out / file) for out in (one, two))
+        first, second = (files.read_tensors(out / file) for out in (one, two))
         for part in parts:
             torch.testing.assert_close(first[part], second[part], rtol=0, atol=0)
     assert logged(one) == logged(two)
@@ -183,7 +133,7 @@ def test_training_that_is_killed_at_any_moment(tmp_path, trained, kills):
         if whole:
             return assert_same_run(reference, out)
         for path in out.glob("*.pt"):
-            safety.read_tensors(path)
+            files.read_tensors(path)
         for path in out.glob("*.png"):
             Image.open(path).load()
 
@@ -295,17 +245,17 @@ def flipped(content, rng):
 def test_a_checkpoint_cut_at_every_power_of_two_and_with_bits_flipped(tmp_path, trained, flips):
     """Refused, or (a bit of the zip's padding or dates) exactly what was saved."""
     content = (trained[0] / "checkpoint.pt").read_bytes()
-    expected, path = train.load_checkpoint(trained[0]), tmp_path / "checkpoint.pt"
+    expected, path = runs.load_checkpoint(trained[0]), tmp_path / "checkpoint.pt"
     rng = random.Random(0)
     for power in range(len(content).bit_length()):
         path.write_bytes(content[:2 ** power])
         with pytest.raises(BadInput, match="checkpoint.pt: not a checkpoint .* or damaged"):
-            train.load_checkpoint(tmp_path)
+            runs.load_checkpoint(tmp_path)
     noticed = 0
     for _ in range(flips):
         path.write_bytes(flipped(content, rng))
         try:
-            loaded = train.load_checkpoint(tmp_path)
+            loaded = runs.load_checkpoint(tmp_path)
             for part in STATE:
                 torch.testing.assert_close(loaded[part], expected[part], rtol=0, atol=0)
         except BadInput:
@@ -341,8 +291,8 @@ def test_a_disk_that_is_really_full(tmp_path):
     photographs(tmp_path / "faces", 99)
     (tmp_path / "small").mkdir()
     script = ("mount -t tmpfs -o size=512k none small && "
-              f"{sys.executable} -c \"import data, safety; "
-              "safety.run(lambda: data.load('faces', 'all', cache='small/cache'))\"; "
+              f"{sys.executable} -c \"import data, support.cli; "
+              "support.cli.run(lambda: data.load('faces', 'all', cache='small/cache'))\"; "
               "status=$?; find small -type f; exit $status")
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, text=True,
                           capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
@@ -397,7 +347,7 @@ def test_a_second_process_in_the_same_folder_is_refused_and_a_killed_one_leaves_
     ready, go = os.pipe()
     first = os.fork()
     if first == 0:
-        with safety.alone(tmp_path / "out"):
+        with files.lock_folder(tmp_path / "out"):
             (tmp_path / "out" / ".weights.pt.123.tmp").write_text("half")
             os.write(go, b".")
             time.sleep(60)
@@ -412,7 +362,7 @@ def test_a_second_process_in_the_same_folder_is_refused_and_a_killed_one_leaves_
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_a_checkpoint_and_then_the_end(tmp_path, trained, monkeypatch, number):
-    out, average, calls = tmp_path / "out", train.average, itertools.count(1)
+    out, average, calls = tmp_path / "out", train.update_ema, itertools.count(1)
 
     def interrupt(*args):
         average(*args)
@@ -420,10 +370,10 @@ def test_a_signal_is_a_checkpoint_and_then_the_end(tmp_path, trained, monkeypatc
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "average", interrupt)
+        patch.setattr(train, "update_ema", interrupt)
         status, said = life(train.main, *TINY, "--out", out)
     assert status == 128 + number and "interrupted: step 5 is saved" in said
-    assert train.load_checkpoint(out)["step"] == 5
+    assert runs.load_checkpoint(out)["step"] == 5
     assert life(train.main, *TINY, "--out", out, "--resume")[0] == 0
     assert_same_run(trained[0], out)
 
@@ -442,7 +392,7 @@ def test_a_loss_that_is_no_number_is_named_and_never_saved(tmp_path, monkeypatch
     monkeypatch.setattr(DDPM, "loss", broken)
     argv = [*TINY, "--out", tmp_path, "--every", "4"]
     assert refused(life(train.main, *argv), "the loss of step 6 is nan", "--lr")
-    saved = train.load_checkpoint(tmp_path)
+    saved = runs.load_checkpoint(tmp_path)
     assert saved["step"] == 4 and all(value.isfinite().all() for value in saved["net"].values())
     assert [line["step"] for line in logged(tmp_path)] == [4]
 
@@ -518,7 +468,7 @@ def test_a_pickle_that_would_execute_code_is_refused(tmp_path, monkeypatch, form
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    for read in (lambda: train.load_checkpoint(tmp_path), lambda: inpaint.load_weights(path),
+    for read in (lambda: runs.load_checkpoint(tmp_path), lambda: inpaint.load_weights(path),
                  lambda: glcic.read(path)):
         with pytest.raises(BadInput, match="checkpoint.pt: not "):
             read()
@@ -554,7 +504,7 @@ def expand(content):
     lambda content: content.update(ema=torch.zeros(3))])
 def test_weights_that_claim_what_they_do_not_hold_are_refused_before_memory_is_asked_for(
         tmp_path, weights, change):
-    content = safety.read_tensors(weights)
+    content = files.read_tensors(weights)
     change(content)
     torch.save(content, tmp_path / "weights.pt")
     with little_memory_and_time(2 ** 28), pytest.raises(BadInput, match="not weights"):
@@ -745,7 +695,7 @@ def fuzz_checkpoint(rng, seeds, folder):
         args, checkpoint = train.parse(["--resume", "--out", "."])
         net = inpaint.UNet(16, 1, [8, 16], 1)
         state = {"net": net, "ema": net, "optimizer": torch.optim.AdamW(net.parameters())}
-        train.restore(checkpoint, state, torch.Generator())
+        runs.restore(checkpoint, state, torch.Generator())
     except SystemExit as ended:                                  # argparse's, of a strange default
         assert ended.code == 2
 
@@ -818,7 +768,7 @@ def test_no_command_line_is_more_than_a_line(tmp_path, weights, command, inputs)
         with contextlib.redirect_stderr(screen), contextlib.redirect_stdout(screen):
             with little_memory_and_time(2 ** 32):
                 try:
-                    safety.run(main)
+                    cli.run(main)
                     status = 0
                 except SystemExit as ended:
                     status = ended.code or 0
@@ -885,14 +835,14 @@ def test_every_output_says_how_to_make_it_again(tmp_path, monkeypatch, weights, 
         assert told["command"] == f"python command.py {' '.join(map(str, argv))} --out 'é'"
         assert told["seed"] == "7" and told["torch"] == torch.__version__
         assert told["weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-        assert told["version"] == safety.version() != "unknown" or not (ROOT / ".git").exists()
+        assert told["version"] == files.version() != "unknown" or not (ROOT / ".git").exists()
     assert life(evaluate.main, *SCORED, "--weights", weights, "--out", "scored")[0] == 0
     told = json.loads(Path("scored/results.json").read_text())["origin"]
     assert told["command"].startswith("python command.py --data synthetic")
     assert told.keys() == {"command", "seed", "weights", "version", "torch"}
     for path in Path("scored").rglob("*.png"):
         assert Image.open(path).text == {key: str(value) for key, value in told.items()}
-    made = safety.read_tensors(trained[0] / "weights.pt")["made with"]
-    assert (made["seed"], made["steps"], made["version"]) == (0, 12, safety.version())
+    made = files.read_tensors(trained[0] / "weights.pt")["made with"]
+    assert (made["seed"], made["steps"], made["version"]) == (0, 12, files.version())
     assert not {"data", "out", "cache"} & made.keys(), "where things lay is nobody's business"
     assert Image.open(trained[0] / "samples.png").text["steps"] == "12"

@@ -1,5 +1,4 @@
 """The course's pictures: every one is drawn, and shows what its title says."""
-import argparse
 import itertools
 import json
 import math
@@ -14,26 +13,17 @@ from PIL import Image
 from scipy import stats
 
 import data
-import figures
 import masks
-import train
-from unet import UNet, timestep_embedding
+from helpers import save_weights
+from tools import figures
+from unet import timestep_embedding
 
-SHIPPED = figures.Path(figures.__file__).parent / "docs" / "figures"
+SHIPPED = figures.Path(figures.__file__).parents[1] / "docs" / "figures"
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Weights of a small network with random layers, so that its pictures depend on everything."""
-    torch.manual_seed(0)
-    out = tmp_path_factory.mktemp("weights")
-    net = UNet(16, 2, [8, 16], 1)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    args = argparse.Namespace(out=str(out), size=16, patch=2, widths=[8, 16], blocks=1,
-                              schedule="cosine", T=20, prediction="v")
-    train.save(args, {"ema": net}, torch.Generator(), 1, [])
-    return out / "weights.pt"
+    return save_weights(tmp_path_factory.mktemp("weights"), 16)
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_train import disk_with_room_for
 
 import data
 import masks
 import methods
-import safety
 import train
 from baselines import glcic
-from safety import BadInput, run
-from test_train import disk_with_room_for
+from support import files, runs
+from support.cli import BadInput, run
 
 TINY = ("train --data synthetic --limit 24 --size 16 --width 4 --batch 4 --steps 11 --every 3 "
         "--device cpu").split()              # steps 0 and 1 are phase one, 2 is two, 3 … 10 three
@@ -31,7 +31,7 @@ def settings(*more):
 def start(out, *more):
     args, checkpoint = glcic.parse([*TINY, "--out", str(out), *more])
     if checkpoint:
-        train.cut_log(out, checkpoint["step"])
+        runs.cut_log(out, checkpoint["step"])
     return glcic.learn(args, checkpoint)
 
 
@@ -203,7 +203,7 @@ def test_eight_images_are_learnt_by_heart(gated):
     C, x = glcic.Completion(8, gated), data.to_float(data.synthetic(8, 16))
     state, hole = {"C": C, "optimizer": torch.optim.Adam(C.parameters())}, masks.center(8, 16)
     for step in range(120):
-        state["optimizer"].param_groups[0]["lr"] = 4e-3 * train.ramp(step, 120, 10)
+        state["optimizer"].param_groups[0]["lr"] = 4e-3 * train.lr_factor(step, 120, 10)
         glcic.update(state, x, hole, None, phase=1)
     with torch.no_grad():
         error, spread = (((y - x) * hole).square().mean() for y in (C(x, hole), x.mean(dim=0)))
@@ -239,10 +239,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, how, st
     monkeypatch.setattr(glcic, "update", update)
     args, checkpoint = glcic.parse(["train", "--resume", "--out", str(tmp_path / "broken")])
     assert checkpoint["step"] == (step + 1 if how != "crash" else step // 3 * 3)
-    train.cut_log(tmp_path / "broken", checkpoint["step"])
+    runs.cut_log(tmp_path / "broken", checkpoint["step"])
     glcic.learn(args, checkpoint)
 
-    one, two = (train.load_checkpoint(tmp_path / name) for name in ("whole", "broken"))
+    one, two = (runs.load_checkpoint(tmp_path / name) for name in ("whole", "broken"))
     assert one.keys() == two.keys() and ("D" in one) == (more != ["--loss", "l2"])
     for part in one.keys() - {"args"}:
         torch.testing.assert_close(one[part], two[part], rtol=0, atol=0)
@@ -265,7 +265,7 @@ def test_what_each_step_is_given(tmp_path, monkeypatch):
     images, mirrored = data.to_float(data.synthetic(24, 16)), 0
     for step, (rates, x, M_c, M_d, phase, alpha, _) in enumerate(steps):
         assert phase == (1 if step < 9 else 2 if step < 10 else 3) and alpha == 7
-        assert rates == {(0.5 if phase == 1 else 0.25) * train.ramp(step, 50, glcic.WARMUP)}
+        assert rates == {(0.5 if phase == 1 else 0.25) * train.lr_factor(step, 50, glcic.WARMUP)}
         assert 0 < M_c.mean(dim=(1, 2, 3)).min() and M_c.mean(dim=(1, 2, 3)).max() < 1
         assert M_d.mean(dim=(1, 2, 3)).max() < 1 and not torch.equal(M_c, M_d)
         for image in x:
@@ -283,7 +283,7 @@ def test_phase_one_is_the_plain_encoder_decoder_and_l2_has_no_discriminator(tmp_
     assert one[0] == two[0] and one[-1]["mse"] != two[-1]["mse"]
     assert all(line.keys() == {"step", "images", "mse", "images_per_s"} for line in two)
     assert all(line.keys() > {"mse", "adversarial", "discriminator"} for line in one[1:])
-    assert not {"D", "optimizer_D"} & train.load_checkpoint(tmp_path / "l2").keys()
+    assert not {"D", "optimizer_D"} & runs.load_checkpoint(tmp_path / "l2").keys()
 
 
 def test_weights_are_the_completion_network_in_half_precision(tmp_path):
@@ -297,7 +297,8 @@ def test_weights_are_the_completion_network_in_half_precision(tmp_path):
     shipped, exact = (glcic.load(tmp_path / name)(x, hole)
                       for name in ("weights.pt", "checkpoint.pt"))
     torch.testing.assert_close(shipped, filled, atol=2e-3, rtol=0)
-    assert torch.equal(exact, filled) and not torch.equal(shipped, filled)
+    torch.testing.assert_close(exact, filled, atol=1e-5, rtol=0)       # another memory layout
+    assert not torch.equal(shipped, exact)
     assert torch.equal(torch.where(hole > 0, x, shipped), x) and not shipped.requires_grad
 
 
@@ -319,7 +320,7 @@ def test_the_methods_are_found_and_read_their_own_weights_when_called(tmp_path, 
     """The shipped ones, which nobody waits for who does not use them."""
     (x, hole), shipped = example(), glcic.WEIGHTS / f"{name}.pt"
     opened, read = [], glcic.read_tensors
-    for module in (safety, glcic):                               # find() imports the file anew
+    for module in (files, glcic):                               # find() imports the file anew
         monkeypatch.setattr(module, "read_tensors", lambda path: opened.append(path) or read(path))
     method = methods.find(name, None, None)
     assert (method.DRAWS, method.CALLS, opened) == (False, 1, [])

@@ -15,6 +15,7 @@ import masks
 import methods
 import train
 from ddpm import DDPM
+from helpers import save_weights
 from schedules import cosine_betas
 from unet import UNet
 
@@ -23,16 +24,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Weights of a small network with random layers, so that its fills depend on everything."""
-    torch.manual_seed(0)
-    out = tmp_path_factory.mktemp("weights")
-    net = UNet(SIZE, 2, [8, 16], 1)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    args = argparse.Namespace(out=str(out), size=SIZE, patch=2, widths=[8, 16], blocks=1,
-                              schedule="cosine", T=20, prediction="v")
-    train.save(args, {"ema": net}, torch.Generator(), 1, [])
-    return out / "weights.pt"
+    return save_weights(tmp_path_factory.mktemp("weights"), SIZE)
 
 
 @pytest.fixture
@@ -116,7 +108,7 @@ def test_the_network_sees_the_whole_hole_and_the_hole_is_not_small(width, height
                      for low, length in ((left, width), (top, height)))
     hole = torch.zeros(1, height, width)
     hole[:, top:bottom, left:right] = 1
-    y, x, side = inpaint.region(hole, 64)
+    y, x, side = inpaint.context_box(hole, 64)
     extent = max(right - left, bottom - top)
     assert x <= left and right <= x + side and y <= top and bottom <= y + side
     assert side <= max(64, inpaint.FINEST * extent)
@@ -129,9 +121,9 @@ def test_the_network_sees_the_whole_hole_and_the_hole_is_not_small(width, height
 def test_the_window_of_training_is_kept_if_it_holds_the_hole():
     hole = torch.zeros(1, 218, 178)
     hole[:, 80:110, 60:100] = 1
-    assert inpaint.region(hole, 64) == (39, 19, 140)
+    assert inpaint.context_box(hole, 64) == (39, 19, 140)
     hole[:, 10] = 1
-    assert inpaint.region(hole, 64) != (39, 19, 140)
+    assert inpaint.context_box(hole, 64) != (39, 19, 140)
 
 
 def test_what_is_in_the_hole_is_never_seen():
@@ -139,7 +131,7 @@ def test_what_is_in_the_hole_is_never_seen():
     hole[:, 21:67, 33:76] = 1
     one, other = (torch.full((100, 130, 3), 90, dtype=torch.uint8) for _ in range(2))
     other[hole[0] > 0] = 255
-    box = inpaint.region(hole, 32)
+    box = inpaint.context_box(hole, 32)
     seen, part = inpaint.shrink(one, hole, box, 32)
     assert (inpaint.shrink(other, hole, box, 32)[0] == seen).all()
     assert (seen[part[0] == 0] == 90).all()

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_faults
 import torch
 from PIL import Image
+from test_faults import life
 
 import data
 import ddpm
 import inpaint
 import masks
-import test_faults
-from test_faults import life
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"train.py": "--steps 2 --limit 3 --size 16 --widths 8 --patch 1 --batch 2 --every 1",

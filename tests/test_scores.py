@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 import data
 import masks
 import scores
-from safety import BadInput
+from support.cli import BadInput
 
 
 def example(B=3, K=4, size=24):

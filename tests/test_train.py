@@ -1,8 +1,6 @@
 """Training: it learns, it goes on bit for bit after an interruption, and it loses nothing."""
-import contextlib
 import json
 import os
-import resource
 import signal
 
 import pytest
@@ -13,10 +11,13 @@ import data
 import inpaint
 import masks
 import methods
+import muon
 import train
 from ddpm import DDPM
-from safety import BadInput
+from helpers import disk_with_room_for, random_loss
 from schedules import cosine_betas
+from support import runs
+from support.cli import BadInput
 from unet import UNet
 
 TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 "
@@ -26,7 +27,7 @@ TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 
 def start(out, *more):
     args, checkpoint = train.parse([*TINY, "--out", str(out), *more])
     if checkpoint:
-        train.cut_log(out, checkpoint["step"])
+        runs.cut_log(out, checkpoint["step"])
     return train.train(args, checkpoint)
 
 
@@ -47,7 +48,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("step", [0, 4, 5])
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "crash"])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, whole, how, step):
-    average, calls = train.average, iter(range(100))
+    average, calls = train.update_ema, iter(range(100))
 
     def interrupt(*args):
         average(*args)
@@ -56,15 +57,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, whole, 
                 raise RuntimeError("power cut")
             os.kill(os.getpid(), getattr(signal, how))
 
-    monkeypatch.setattr(train, "average", interrupt)
+    monkeypatch.setattr(train, "update_ema", interrupt)
     with pytest.raises((SystemExit, RuntimeError)):
         start(tmp_path / "broken")
-    monkeypatch.setattr(train, "average", average)
+    monkeypatch.setattr(train, "update_ema", average)
     resume = ["--resume"] if (tmp_path / "broken" / "checkpoint.pt").exists() else []
     start(tmp_path / "broken", *resume)
 
-    one, two = (train.load_checkpoint(out) for out in (whole, tmp_path / "broken"))
-    for part in ("net", "ema", "optimizer", "rng", "step", "losses"):
+    one, two = (runs.load_checkpoint(out) for out in (whole, tmp_path / "broken"))
+    for part in ("net", "ema", "muon", "adamw", "rng", "step", "losses"):
         torch.testing.assert_close(one[part], two[part], rtol=0, atol=0)
     assert logged(whole) == logged(tmp_path / "broken")
     assert {path.name for path in (tmp_path / "broken").iterdir()} == {
@@ -84,7 +85,7 @@ def test_weights_are_the_moving_average_in_half_precision(tmp_path):
     for (name, a), b in zip(ema.state_dict().items(), net.state_dict().values()):
         torch.testing.assert_close(a.half().float(), b, rtol=0, atol=0, msg=name)
     moved = [(a - b).abs().max() for a, b in zip(
-        ema.parameters(), train.load_checkpoint(tmp_path)["net"].values())]
+        ema.parameters(), runs.load_checkpoint(tmp_path)["net"].values())]
     assert max(moved) > 0, "the average should lag behind the network"
 
 
@@ -97,9 +98,9 @@ def test_training_overfits_eight_images(prediction, left):
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
     x0, hole = data.to_float(images), masks.center(8, 16)
     for step in range(200):
-        optimizer.param_groups[0]["lr"] = 3e-3 * train.ramp(step, 200, 20)
+        optimizer.param_groups[0]["lr"] = 3e-3 * train.lr_factor(step, 200, 20)
         optimizer.zero_grad()
-        ddpm.loss(net, x0, hole, generator).backward()
+        random_loss(ddpm, net, x0, hole, generator).backward()
         optimizer.step()
     fills = inpaint.fill(methods.find("keep", ddpm, net, 25).inpaint, images, hole, samples=2)
     inside = hole[0, 0].bool()
@@ -109,7 +110,7 @@ def test_training_overfits_eight_images(prediction, left):
 
 
 def test_the_held_out_loss_stays_behind_when_two_images_are_learnt_by_heart(tmp_path):
-    start(tmp_path, *"--limit 2 --size 8 --steps 240 --every 120 --lr 0.01 --ema 0.9".split())
+    start(tmp_path, *"--limit 2 --size 8 --steps 240 --every 120 --lr 0.02 --lr-adamw 0.01 --ema 0.9".split())
     (_, _, before), (_, loss, after) = logged(tmp_path)
     assert 1.5 * loss < after < before
 
@@ -117,9 +118,9 @@ def test_the_held_out_loss_stays_behind_when_two_images_are_learnt_by_heart(tmp_
 def test_the_held_out_loss_is_the_moving_averages_and_the_same_when_asked_again(tmp_path):
     ema = start(tmp_path)
     args = train.parse([*TINY, "--out", str(tmp_path / "other")])[0]
-    ddpm, unseen = DDPM(train.SCHEDULES["rescaled"](300), "v", clip=True), train.held_out(args)
+    ddpm, unseen = DDPM(train.SCHEDULES["rescaled"](300), "v", clip=True), train.load_validation(args)
     assert len(unseen) == 128 and not torch.equal(unseen[:24], data.synthetic(24, 16))
-    one, two = (train.judge(args, ddpm, ema, unseen) for _ in range(2))
+    one, two = (train.held_out_loss(args, ddpm, ema, unseen) for _ in range(2))
     assert one == two and round(one, 5) == logged(tmp_path)[-1][2]
 
 
@@ -132,8 +133,8 @@ def test_held_out_images_change_nothing_but_the_log_and_may_be_missing(tmp_path,
             Image.fromarray(image).save(tmp_path / name / f"{number:06}.png")
         start(tmp_path / f"run {name}", "--data", str(tmp_path / name), "--limit", "4",
               "--cache", str(tmp_path / "cache"))
-        trained[name] = train.load_checkpoint(tmp_path / f"run {name}")
-    for part in ("net", "ema", "optimizer", "rng"):
+        trained[name] = runs.load_checkpoint(tmp_path / f"run {name}")
+    for part in ("net", "ema", "muon", "adamw", "rng"):
         torch.testing.assert_close(trained["with"][part], trained["without"][part], rtol=0, atol=0)
     assert {line[2] for line in logged(tmp_path / "run without")} == {None}
     assert None not in {line[2] for line in logged(tmp_path / "run with")}
@@ -141,7 +142,7 @@ def test_held_out_images_change_nothing_but_the_log_and_may_be_missing(tmp_path,
 
 
 def test_the_learning_rate_rises_stays_and_falls():
-    ramp = [train.ramp(step, 1000, 100) for step in range(1000)]
+    ramp = [train.lr_factor(step, 1000, 100) for step in range(1000)]
     assert ramp[0] == 0.01 and ramp[99] == ramp[700] == 1 and 0 < ramp[-1] < 0.01
     assert sorted(ramp[:100]) == ramp[:100] and sorted(ramp[700:], reverse=True) == ramp[700:]
 
@@ -160,17 +161,6 @@ def test_an_existing_run_is_not_overwritten(tmp_path):
     start(tmp_path)
     with pytest.raises(BadInput, match="--resume"):
         start(tmp_path)
-
-
-@contextlib.contextmanager
-def disk_with_room_for(size):
-    """No file can grow beyond so many bytes: to a program, a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("file, size", [("weights.pt", 20_000), ("checkpoint.pt", 150_000)])
@@ -216,20 +206,23 @@ def test_the_network_is_compiled_into_one_graph(tmp_path, monkeypatch):
         net, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward))
     start(tmp_path, "--compile")
     assert len(graphs) == 1
-    assert not any("_orig_mod" in name for name in train.load_checkpoint(tmp_path)["net"])
+    assert not any("_orig_mod" in name for name in runs.load_checkpoint(tmp_path)["net"])
 
 
 def test_a_checkpoint_goes_on_in_another_memory_layout(tmp_path):
     """As when a CPU's run is resumed on a GPU: fused AdamW pairs numbers by place in memory."""
     start(tmp_path)
-    checkpoint, stepped = train.load_checkpoint(tmp_path), []
+    checkpoint, stepped = runs.load_checkpoint(tmp_path), []
     for layout in (torch.contiguous_format, torch.channels_last):
         net = UNet(16, 1, [8, 16], 1).to(memory_format=layout)
-        optimizer = torch.optim.AdamW(net.parameters(), fused=True)
-        state = {"net": net, "ema": UNet(16, 1, [8, 16], 1), "optimizer": optimizer}
-        train.restore(checkpoint, state, torch.Generator())
+        matrices, others = muon.split(net)
+        state = {"net": net, "ema": UNet(16, 1, [8, 16], 1),
+                 "muon": muon.Muon([{"params": matrices}]),
+                 "adamw": torch.optim.AdamW(others, fused=True)}
+        runs.restore(checkpoint, state, torch.Generator())
         for parameter in net.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
+        state["muon"].step()
+        state["adamw"].step()
         stepped.append(net.state_dict())
     torch.testing.assert_close(*stepped)

@@ -1,23 +1,19 @@
 """Two processes train as one does: the same losses, the same gradient, and no file but once."""
 import json
-import multiprocessing.connection
 import os
 import re
 import signal
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
 import data
 import masks
-import safety
-import together
 import train
 from ddpm import DDPM
+from helpers import two
 from schedules import cosine_betas
+from support import distributed, runs
 from unet import UNet
 
 TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 "
@@ -27,26 +23,25 @@ TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 
 def signalled(rank, number):
     """Training in which one process gets a signal in step 5, and only the first may write."""
     def work():
-        def average(*args, average=train.average, calls=iter(range(100))):
-            average(*args)
-            if next(calls) == 4 and together.RANK == rank:
+        def update_ema(*args, update_ema=train.update_ema, calls=iter(range(100))):
+            update_ema(*args)
+            if next(calls) == 4 and distributed.RANK == rank:
                 os.kill(os.getpid(), number)
 
-        if together.RANK > 0:
-            train.save = train.log = train.draw = None
-        train.average = average
+        if distributed.RANK > 0:
+            runs.save = runs.Run.log = train.draw_samples = None
+        train.update_ema = update_ema
         train.main()
     return work
 
 
 def gradient(eps_model, net):
-    """Of the loss on a batch of four: of unlike holes, so that the slices' losses differ."""
-    generator = torch.Generator().manual_seed(1)
-    hole = torch.cat([masks.center(2, 16), masks.full(2, 16)])
-    loss = DDPM(cosine_betas(50), "v").loss(eps_model, data.to_float(data.synthetic(4, 16)), hole,
-                                            generator)
-    loss.backward()
-    return loss.item(), [parameter.grad for parameter in net.parameters()]
+    """(loss, gradient) of Algorithm 1 on a batch of four: of unlike holes, so that the slices' losses
+    differ."""
+    x0, hole = data.to_float(data.synthetic(4, 16)), torch.cat([masks.center(2, 16), masks.full(2, 16)])
+    loss = train.algorithm_1(DDPM(cosine_betas(50), "v"), eps_model, [], distributed.share(x0),
+                             distributed.share(hole), torch.Generator().manual_seed(1))
+    return distributed.mean(loss.detach()), [parameter.grad for parameter in net.parameters()]
 
 
 def network():
@@ -57,39 +52,10 @@ def network():
     return net
 
 
-def two(tmp_path, work, *argv):
-    """work() as a command in two processes that meet as under torchrun, and when one has failed
-    the other is told to end; forked, as torch takes seconds to import (torchrun itself:
-    test_evaluate.py). Returns (exit statuses, stderr)."""
-    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    screen = open(tmp_path / "said", "a", buffering=1)
-
-    def process(rank):
-        os.dup2(screen.fileno(), 2)
-        sys.argv, sys.stderr = ["command.py", *map(str, argv)], screen
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
-                       "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-        together.RANK, together.NUMBER = rank, 2
-        signal.alarm(120)                                            # a hang is a failure, too
-        safety.run(work)
-
-    both = [multiprocessing.get_context("fork").Process(target=process, args=(rank,))
-            for rank in range(2)]
-    for one in both:
-        one.start()
-    multiprocessing.connection.wait([one.sentinel for one in both])
-    time.sleep(0.1)                                                  # as often as torchrun looks
-    for one in both:
-        if any(other.exitcode for other in both):
-            one.terminate()
-        one.join()
-    return [one.exitcode for one in both], Path(screen.name).read_text()
-
-
 def alone(out, *argv):
     args, checkpoint = train.parse([*TINY, "--out", str(out), *argv])
     if checkpoint:
-        train.cut_log(out, checkpoint["step"])
+        runs.cut_log(out, checkpoint["step"])
     train.train(args, checkpoint)
 
 
@@ -98,7 +64,7 @@ def same(one, other):
     losses = [[(line["step"], line["loss"]) for line in map(json.loads, open(out / "log.jsonl"))]
               for out in (one, other)]
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=0, atol=2e-5)
-    a, b = (torch.cat([value.flatten() for value in train.load_checkpoint(out)["net"].values()])
+    a, b = (torch.cat([value.flatten() for value in runs.load_checkpoint(out)["net"].values()])
             for out in (one, other))
     assert (a - b).norm() < 1e-4 * a.norm()    # AdamW makes much of a gradient that is rounding
 
@@ -112,9 +78,9 @@ def whole(tmp_path_factory):
 
 def test_the_loss_and_the_gradient_are_those_of_the_whole_batch(tmp_path):
     def work():
-        with together.joined():
+        with distributed.joined():
             net = network()
-            torch.save(gradient(together.share(net), net), tmp_path / f"{together.RANK}.pt")
+            torch.save(gradient(distributed.parallel(net), net), tmp_path / f"{distributed.RANK}.pt")
 
     statuses, said = two(tmp_path, work)
     assert statuses == [0, 0], said
@@ -129,18 +95,18 @@ def test_begun_on_two_stopped_by_a_signal_to_one_and_ended_on_one(tmp_path, whol
     out = tmp_path / "run"
     statuses, said = two(tmp_path, signalled(1, signal.SIGINT), *TINY, "--out", out)
     assert statuses == [130, 130] and said.count("interrupted: step 5 is saved") == 1
-    assert train.load_checkpoint(out)["step"] == 5
+    assert runs.load_checkpoint(out)["step"] == 5
     alone(out, "--resume")
     same(out, whole)
 
 
 def test_begun_on_one_and_ended_on_two(tmp_path, whole, monkeypatch):
     out, calls = tmp_path / "run", iter(range(100))
-    monkeypatch.setattr(train, "average", lambda *args, average=train.average: (
-        average(*args), 1 // (4 - next(calls))))
+    monkeypatch.setattr(train, "update_ema", lambda *args, update_ema=train.update_ema: (
+        update_ema(*args), 1 // (4 - next(calls))))
     with pytest.raises(ZeroDivisionError):                        # a power cut in step 5
         alone(out)
-    assert train.load_checkpoint(out)["step"] == 3
+    assert runs.load_checkpoint(out)["step"] == 3
     statuses, said = two(tmp_path, train.main, "--out", out, "--resume")
     assert statuses == [0, 0], said
     same(out, whole)
@@ -153,7 +119,7 @@ def test_a_killed_process_ends_the_job_with_one_line_and_the_last_checkpoint(tmp
     statuses, said = two(tmp_path, signalled(1, signal.SIGKILL), *TINY, "--out", out)
     assert statuses == [1, -signal.SIGKILL]
     assert len(re.findall("another process of this job has ended", said)) == 1
-    assert train.load_checkpoint(out)["step"] == 3
+    assert runs.load_checkpoint(out)["step"] == 3
     assert not list(out.glob(".*.tmp"))
 
 

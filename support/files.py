@@ -1,13 +1,10 @@
-"""What every command promises: bad input ends in one line with exit status 2, never in a traceback;
-a file is written whole or not at all; a stranger's file runs no code; and what is written says how
-to make it again."""
+"""Files that survive kills and strangers: a file is written completely or not at all, reading one
+runs no code from it, and every output records what it takes to reproduce it."""
 import contextlib
 import functools
 import hashlib
 import os
-import re
 import shlex
-import signal
 import subprocess
 import sys
 import zipfile
@@ -16,69 +13,23 @@ from pathlib import Path
 import torch
 from PIL import PngImagePlugin
 
+from support.cli import BadInput
+
 try:
     import fcntl
-except ImportError:                                              # Windows: two may collide there
+except ImportError:                                              # Windows has no such locks
     fcntl = None
 
+ROOT = Path(__file__).parents[1]
 HALF = ".{}.{}.tmp"                                              # of a file's name and a process
-
-
-class BadInput(Exception):
-    """What is wrong with what the user gave, and what to do about it, in one line."""
-
-
-def run(main, memory="--batch"):
-    """Call main() as a command. BadInput and the system's refusals (disk full, no permission) print
-    one line and exit with 2, and so does a lack of memory, naming the flags to lower; Ctrl-C exits
-    with 130."""
-    try:
-        main()
-    except (BadInput, OSError) as error:
-        refuse(error)
-    except (MemoryError, RuntimeError) as error:
-        lacking = "out of memory|can't allocate memory|array is too big"
-        if not isinstance(error, MemoryError) and not re.search(lacking, str(error)):
-            raise
-        refuse(f"out of memory: lower {memory}")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-
-
-def refuse(error):
-    """One line, whatever control characters a stranger's file name has."""
-    line = "".join(c if c.isprintable() else " " for c in str(error))
-    print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-def within(args, low, high, *names):
-    """Refuse settings, numbers or lists of numbers, that are not from `low` to `high`."""
-    for name in names:
-        value = getattr(args, name)
-        for number in value if isinstance(value, list) else [value]:
-            if number is not None and not low <= number <= high:
-                raise BadInput(f"--{name.replace('_', '-')} is from {low:,} to {high:,}, "
-                               f"not {number}")
-
-
-def device(name):
-    """The argument of --device: one that this machine has, and that holds numbers."""
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception as error:  # every device has its own way not to be there
-        raise BadInput(f"--device {name}: this machine has none ({type(error).__name__}); "
-                       "leave it out, or name cpu") from None
-    return name
 
 
 # ---- writing -----------------------------------------------------------------------------------
 
 @contextlib.contextmanager
-def whole(path):
-    """A temporary name to write under: `path` appears when the block has ended well, and is left
-    as it was, or absent, when it has not. A full disk and the like are told as BadInput."""
+def atomic_write(path):
+    """A temporary name to write under, renamed to `path` when the block succeeds; when it fails,
+    `path` is left as it was, or absent. A full disk and the like become BadInput."""
     path = Path(path)
     half = path.with_name(HALF.format(path.name, os.getpid()))
     try:
@@ -93,16 +44,16 @@ def whole(path):
 
 
 @contextlib.contextmanager
-def alone(folder, wait=False):
-    """Make the folder and work in it as the only process: a second one is refused, or waits. The
-    lock is the system's, on the folder itself, and goes with the process, however it ends; what a
-    killed one left half-written is removed."""
+def lock_folder(folder, wait=False):
+    """Make the folder and lock it: a second process is refused, or waits. The operating system
+    releases the lock when the process ends, however it ends; half-written files of a killed process
+    are removed."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     place = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
         if fcntl:
             fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            sweep(folder)
+            remove_leftovers(folder)
     except BlockingIOError:
         os.close(place)
         raise BadInput(f"{folder}: another process is at work there; wait for it, or name another "
@@ -118,7 +69,7 @@ def alone(folder, wait=False):
             os.rmdir(folder)                                     # if nothing was written
 
 
-def sweep(folder, pattern=HALF.format("*", "[0-9]*")):
+def remove_leftovers(folder, pattern=HALF.format("*", "[0-9]*")):
     for half in Path(folder).glob(pattern):
         half.unlink()
 
@@ -126,7 +77,7 @@ def sweep(folder, pattern=HALF.format("*", "[0-9]*")):
 def write_tensors(path, content):
     """torch.save, whole, and on the disk before the file that was there is given up."""
     try:
-        with whole(path) as half, open(half, "wb") as file:
+        with atomic_write(path) as half, open(half, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
@@ -135,18 +86,18 @@ def write_tensors(path, content):
                        f"{str(error).splitlines()[0]}); what was there before is kept") from None
 
 
-def write_png(picture, path, told=None):
-    """A picture and, as its text chunks, what is told of it (see `origin`)."""
+def write_png(picture, path, metadata=None):
+    """A picture and, as its text chunks, what is metadata of it (see `origin`)."""
     chunks = PngImagePlugin.PngInfo()
-    for key, value in (told or {}).items():
+    for key, value in (metadata or {}).items():
         chunks.add_text(key, str(value))
-    with whole(path) as half:
+    with atomic_write(path) as half:
         picture.save(half, format="PNG", pnginfo=chunks)
 
 
 @functools.cache
-def origin(weights, seed):
-    """How to make an output again: command, seed, SHA-256 of the weights, versions."""
+def provenance(weights, seed):
+    """What it takes to reproduce an output: command, seed, SHA-256 of the weights, versions."""
     command = shlex.join(["python", *sys.argv]).encode(errors="backslashreplace").decode()
     return {"command": command, "seed": seed,
             "weights": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
@@ -155,8 +106,8 @@ def origin(weights, seed):
 
 @functools.cache
 def version():
-    """Of this code: git's name for the commit, if it is there to ask."""
-    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """This code's version: git's description of the commit, or "unknown"."""
+    ask = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -1,6 +1,6 @@
 """How fast is this machine at it? Every part beside something to compare with, as ratios.
 
-    python bench.py --batch 16    # of the shipped network's shape; a GPU wants larger batches
+    python -m tools.bench --batch 16    # of the shipped network's shape; a GPU wants larger batches
 
 The two sides of a row are timed in turn, so that whatever else the machine does slows both; a first
 round, which compiles and fills caches, does not count. `pip install diffusers` brings a peer: its
@@ -25,12 +25,14 @@ from tqdm import tqdm
 
 import data
 import masks
-import peers
+import muon
 import scores
 import train
 from ddpm import DDPM
-from safety import BadInput, device, run, within
 from schedules import rescaled_betas
+from support.cli import BadInput, check_range, device, run
+from support.files import ROOT
+from tools import peers
 from unet import UNet
 
 
@@ -40,27 +42,25 @@ def works(args, net, x0, hole, plain=False):
     ddpm = DDPM(rescaled_betas().to(x0.device), "v", clip=True)
     t = torch.full((len(x0),), 150, device=x0.device)
     ema, generator = copy.deepcopy(net).requires_grad_(False), torch.Generator(x0.device)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=not plain, foreach=False)
-    autocast = torch.autocast(x0.device.type, torch.bfloat16, enabled=args.bf16 and not plain)
-    average = one_by_one if plain else train.average
+    matrices, others = muon.split(net)
+    optimizers = [muon.Muon(matrices, lr=1e-4),
+                  torch.optim.AdamW(others, lr=1e-4, fused=not plain, foreach=False)]
+    bf16 = args.bf16 and not plain
+    autocast = torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16)
+    update_ema = one_by_one if plain else train.update_ema
     if args.compile and not plain:
         net.compile()
 
     def step():
-        with autocast:
-            loss = ddpm.loss(net, x0, hole, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        average(ema, net, 0.999)
+        train.algorithm_1(ddpm, net, optimizers, x0, hole, generator, bf16)
+        update_ema(ema, net, 0.999)
     look = autocast(torch.no_grad()(lambda: net(x0, t, hole)))
     return look, step, autocast(lambda: ddpm.sample(net, x0, hole, args.calls, 0.0))
 
 
 @torch.no_grad()
 def one_by_one(ema, net, decay):
-    """train.average without its multi-tensor operation."""
+    """train.update_ema without its multi-tensor operation."""
     for old, new in zip(ema.parameters(), net.parameters()):
         old.lerp_(new, 1 - decay)
 
@@ -74,7 +74,7 @@ def around(args, folder):
     fills = images // 2
 
     start = partial(subprocess.run, cwd=folder, check=True, capture_output=True)
-    command = [sys.executable, Path(__file__).with_name("inpaint.py"), "--samples=1"]
+    command = [sys.executable, ROOT / "inpaint.py", "--samples=1"]
 
     def pack():
         with tempfile.TemporaryDirectory() as cache:
@@ -125,8 +125,8 @@ def main():
     add("--bf16", action=argparse.BooleanOptionalAction, default=cuda)
     add("--compile", action=argparse.BooleanOptionalAction, default=cuda)
     args = parser.parse_args()
-    within(args, 1, 10_000, "batch", "size", "widths", "repeats")
-    within(args, 1, len(rescaled_betas()), "calls")
+    check_range(args, 1, 10_000, "batch", "size", "widths", "repeats")
+    check_range(args, 1, len(rescaled_betas()), "calls")
     device(args.device)
     n, layout = (1024, None) if args.device == "cpu" else (8192, torch.channels_last)
     try:

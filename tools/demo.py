@@ -1,7 +1,7 @@
 """A page on which one paints a hole into a photograph and watches the network fill it.
 
     pip install -r requirements-demo.txt
-    python demo.py                             # and open the address that it prints
+    python -m tools.demo                             # and open the address that it prints
 
 It does what inpaint.py does with a photograph and a mask file, by the same functions; the page
 gives out the hole and the command with which inpaint.py makes the same files. A visitor's pictures
@@ -33,7 +33,8 @@ import data
 import inpaint
 import masks
 import methods
-from safety import BadInput, device, origin, run, within, write_png
+from support.cli import BadInput, check_range, device, run
+from support.files import provenance, write_png
 
 BYTES, PIXELS = 2 ** 25, 2 ** 24      # of a photograph, at most
 SAMPLES = 8                           # fills at a time, at most
@@ -115,21 +116,21 @@ class Watch:
     Then `result` is what work returned; what it raised is raised."""
 
     def __init__(self):
-        self.calls, self.told, self.closed, self.result = 0, queue.SimpleQueue(), False, None
+        self.calls, self.states, self.closed, self.result = 0, queue.SimpleQueue(), False, None
 
     def __call__(self, *state):
         if self.closed:
             raise InterruptedError("nobody is watching")
         self.calls += 1
-        self.told.put(state)
+        self.states.put(state)
 
     def during(self, work, *given):
         with ThreadPoolExecutor(1) as pool:
             done = pool.submit(work, *given)
-            done.add_done_callback(lambda _: self.told.put(None))
+            done.add_done_callback(lambda _: self.states.put(None))
             try:
-                for state in iter(self.told.get, None):
-                    if self.told.empty():                            # else the page is behind
+                for state in iter(self.states.get, None):
+                    if self.states.empty():                            # else the page is behind
                         yield state
             finally:
                 self.closed = True
@@ -157,18 +158,18 @@ def fill(network, weights, where, folder, path, canvas, name, steps, samples, se
                                  where):
         yield (f"t = {t} of {ddpm.T}", watch.calls, method.CALLS, x, x0), [], ""
     box, _, part, fills = watch.result
-    told = (f"{samples} fill{'s' * (samples > 1)} × {method.CALLS} network calls: "
+    status = (f"{samples} fill{'s' * (samples > 1)} × {method.CALLS} network calls: "
             f"{time.time() - begun:.1f} s")
     if not part.any():
-        told += "; the hole is too thin for the network, and blurred over"
+        status += "; the hole is too thin for the network, and blurred over"
     stem, here = Path(title).stem, "./" * title.startswith("-")      # else it would be read as a flag
     command = shlex.join(map(str, [
         "python", "inpaint.py", *[here + title] * bool(path), "--mask", f"{here}{stem}_hole.png",
         "--method", name, "--steps", steps, "--samples", samples, "--seed", seed,
         *["--weights", weights] * (weights != inpaint.WEIGHTS)]))
-    made = {**origin(weights, seed), "command": command}
+    made = {**provenance(weights, seed), "command": command}
     pictures = write(Path(folder), stem, image, hole, box, fills, made)
-    yield (told, watch.calls, method.CALLS, x, x0), pictures, command
+    yield (status, watch.calls, method.CALLS, x, x0), pictures, command
 
 
 def write(folder, stem, image, hole, box, fills, made):
@@ -190,7 +191,7 @@ def write(folder, stem, image, hole, box, fills, made):
 
 # ---- the page ----------------------------------------------------------------------------------
 
-def chain(told, calls, total, x, x0):
+def chain(status, calls, total, x, x0):
     """The reverse process as HTML: how far it is, and every sample as it is and as it may end."""
     def row(images, caption):
         pictures = "".join(f'<img alt="" src="data:image/png;base64,{png(one)}">' for one in images)
@@ -199,7 +200,7 @@ def chain(told, calls, total, x, x0):
             row(x0, "<b>x̂<sub>0</sub></b>, what the network takes it for")
             if len(x) else "")
     value = f'value="{calls}"' if calls else ""
-    return f'<div id="chain">{told}<progress max="{max(total, 1)}" {value}></progress>{rows}</div>'
+    return f'<div id="chain">{status}<progress max="{max(total, 1)}" {value}></progress>{rows}</div>'
 
 
 def png(image):
@@ -305,7 +306,7 @@ def main():
     add("--weights", default=inpaint.WEIGHTS, help="a weights.pt or checkpoint.pt of train.py's")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    within(args, 1, 65_535, "port")
+    check_range(args, 1, 65_535, "port")
     socket.create_server((args.host, args.port)).close()             # or an OSError that says why
     network = inpaint.load_weights(args.weights, device(args.device))
     Image.MAX_IMAGE_PIXELS = PIXELS // 2                             # Pillow refuses twice as many

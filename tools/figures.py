@@ -1,7 +1,7 @@
 """Every picture of the course, drawn by the code that it is about.
 
-    python figures.py                       # all of them, into docs/figures/: a few minutes
-    python figures.py masks schedules       # those named
+    python -m tools.figures                       # all of them, into docs/figures/: a few minutes
+    python -m tools.figures masks schedules       # those named
 
 The photograph is the public-domain astronaut of inpaint.py; other faces are data.synthetic's.
 t counts from 1 here, as in the papers: x_t has seen t steps of noise, x_0 none.
@@ -31,8 +31,9 @@ import methods
 import train
 from baselines import patchmatch, scene_completion
 from ddpm import DDPM
-from safety import BadInput, run, whole
 from schedules import SCHEDULES, cosine_betas, linear_betas
+from support.cli import BadInput, run
+from support.files import atomic_write
 from unet import SelfAttention, UNet, timestep_embedding
 
 STYLE = {                       # solid, dashed, dotted: three lines even without colour
@@ -42,7 +43,7 @@ STYLE = {                       # solid, dashed, dotted: three lines even withou
     "image.cmap": "gray", "legend.frameon": False, "lines.linewidth": 2,
     "figure.constrained_layout.use": True, "savefig.bbox": "tight", "savefig.dpi": 100}
 COLOURS = "#14305c", "#999999", "#d0661a", "#5f7a94", "#000000"         # of methods.NETWORK
-CALLS = Path(__file__).parent / "docs" / "calls.json"
+CALLS = Path(__file__).parents[1] / "docs" / "calls.json"
 PANEL = 1.28                    # inches, the side of an image: 128 pixels
 T = 300                         # levels, as in the course
 SAMPLES = 20_000                # of a histogram
@@ -387,11 +388,9 @@ def algorithm_1(stops):
     images, hole = data.to_float(data.synthetic(2000, 16)), masks.full(BATCH, 16)
     losses, samples = [], []
     for step in range(1, max(stops) + 1):
-        optimizer.param_groups[0]["lr"] = 3e-3 * train.ramp(step - 1, max(stops), warmup=20)
-        loss = ddpm.loss(net, images[torch.randint(len(images), (BATCH,))], hole)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        optimizer.param_groups[0]["lr"] = 3e-3 * train.lr_factor(step - 1, max(stops), warmup=20)
+        x0 = images[torch.randint(len(images), (BATCH,))]
+        loss = train.algorithm_1(ddpm, net, [optimizer], x0, hole)
         losses.append(loss.item())
         if step in stops:
             samples.append(ddpm.sample(net, torch.zeros(5, 3, 16, 16), hole[:5], 20, 1.0,
@@ -528,12 +527,12 @@ def quality_against_calls(course, fig):
 def write(drawn, path):
     """A Figure as a PNG of 256 colours, frames as a GIF."""
     if isinstance(drawn, list):
-        with whole(path.with_suffix(".gif")) as half:
+        with atomic_write(path.with_suffix(".gif")) as half:
             drawn[0].save(half, "GIF", save_all=True, append_images=drawn[1:], duration=150, loop=0)
         return
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png")
-    with whole(path.with_suffix(".png")) as half:
+    with atomic_write(path.with_suffix(".png")) as half:
         Image.open(buffer).convert("RGB").quantize(256).save(half, "PNG", optimize=True)
 
 

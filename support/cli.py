@@ -1,0 +1,60 @@
+"""What every command promises its user: bad input ends in one line with exit status 2, and so does
+a lack of memory, disk or permission; DEBUG=1 in the environment shows the traceback behind it."""
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+
+class BadInput(Exception):
+    """What is wrong with what the user gave, and what to do about it, in one line."""
+
+
+def run(main, memory="--batch"):
+    """Call main() as a command. BadInput and the system's refusals (disk full, no permission) print
+    one line and exit with 2; so does a lack of memory, naming the flags in `memory` to lower. Ctrl-C
+    exits with 130."""
+    try:
+        main()
+    except Exception if os.environ.get("DEBUG") else ():
+        raise
+    except (BadInput, OSError) as error:
+        refuse(error)
+    except (MemoryError, RuntimeError) as error:
+        lacking = "out of memory|can't allocate memory|array is too big"
+        if not isinstance(error, MemoryError) and not re.search(lacking, str(error)):
+            raise
+        refuse(f"out of memory: lower {memory}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def refuse(error):
+    """Print the error on one line, even if a file name holds control characters; exit with 2."""
+    line = "".join(c if c.isprintable() else " " for c in str(error))
+    print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_range(args, low, high, *names):
+    """Refuse those of the named settings, numbers or lists of them, outside `low` … `high`."""
+    for name in names:
+        value = getattr(args, name)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not low <= number <= high:
+                raise BadInput(f"--{name.replace('_', '-')} is from {low:,} to {high:,}, "
+                               f"not {number}")
+
+
+def device(name):
+    """The argument of --device, checked: this machine has it and can allocate on it."""
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # every device has its own way not to be there
+        raise BadInput(f"--device {name}: this machine has none ({type(error).__name__}); "
+                       "leave it out, or name cpu") from None
+    return name

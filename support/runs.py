@@ -1,0 +1,251 @@
+"""A training run's folder: settings, log, checkpoints, weights; how they are written and read back.
+
+`checkpoint.pt` holds all that a run needs to go on bit for bit: networks, optimizers, the step, the
+losses not yet logged, the states of the random generators. `weights.pt` holds what a user needs: the
+settings that rebuild the network, and its weights in half precision.
+"""
+import argparse
+import json
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ddpm import DDPM
+from schedules import SCHEDULES
+from support import distributed
+from support.cli import BadInput, check_range, device
+from support.files import ROOT, atomic_write, read_tensors, reading, rebuild, version, write_tensors
+from unet import UNet
+
+WEIGHTS = ROOT / "weights" / "celeba64.pt"
+NO_DATA = ("no training images: give --data one of (1) a folder with CelebA's img_align_celeba/, "
+           "(2) img_align_celeba.zip, or several zips of images, (3) synthetic, faces drawn on the "
+           "spot, no download")
+
+
+class Run:
+    """What surrounds the training step: progress bar, log, checkpoints, and a clean stop.
+
+    args         of the command; out, steps, batch and every are read here
+    settings     what rebuilds the network; goes into both files
+    state        {name: module or optimizer}: all that is trained, restored from `checkpoint`
+    shipped      the name of the module that weights.pt holds
+    generator    of the training's random numbers
+    """
+
+    def __init__(self, args, settings, state, shipped, generator, checkpoint=None):
+        self.args, self.settings, self.state, self.shipped = args, settings, state, shipped
+        self.generator, self.first = generator, distributed.RANK == 0
+        self.step, self.losses = restore(checkpoint, state, generator) if checkpoint else (0, [])
+        self.begun, self.start, self.signals = time.time(), self.step, on_signal()
+        self.due = self.stopping = False
+        self.progress = tqdm(range(self.step, args.steps), "training", args.steps,
+                             initial=self.step, unit=" steps", disable=not self.first)
+
+    def record(self, losses, lower="--lr"):
+        """At the end of a step: its losses, {name: scalar tensor}. They are averaged over the
+        processes, and checked, only when something is to be written: reading every loss would
+        synchronise the GPU. A loss that is not finite ends the run, and the last checkpoint stays."""
+        self.step += 1
+        self.losses.append({name: loss.detach() for name, loss in losses.items()})
+        self.due = self.step % self.args.every == 0 or self.step == self.args.steps
+        self.stopping = distributed.largest(*self.signals)
+        if self.due or self.stopping:
+            self.losses = [{name: distributed.mean(loss) for name, loss in each.items()}
+                           for each in self.losses]
+            for step, each in enumerate(self.losses, self.step - len(self.losses) + 1):
+                total = sum(loss.item() for loss in each.values())
+                if self.first and not math.isfinite(total):
+                    raise BadInput(f"the loss of step {step} is {total}: the last checkpoint is "
+                                   f"kept; --resume with a lower {lower}")
+
+    def log(self, **more):
+        """Append a line to log.jsonl: the mean of each loss since the last line, and `more`."""
+        names = dict.fromkeys(name for each in self.losses for name in each)
+        means = {name: torch.stack([each[name] for each in self.losses if name in each]).mean()
+                 for name in names}
+        rate = self.args.batch * (self.step - self.start) / (time.time() - self.begun)
+        numbers = {name: round(float(number), 5) for name, number in {**means, **more}.items()
+                   if number is not None}
+        line = {"step": self.step, "images": self.step * self.args.batch,
+                **dict.fromkeys(more), **numbers, "images_per_s": round(rate, 1)}
+        Path(self.args.out).mkdir(parents=True, exist_ok=True)
+        with open(Path(self.args.out) / "log.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.progress.set_postfix_str(", ".join(
+            f"{name} {number:.4f}" for name, number in numbers.items()) + f", {rate:.0f} images/s")
+
+    def save(self):
+        """Write checkpoint.pt and weights.pt, if it is time to; after a signal, end the process."""
+        if self.due:
+            self.losses.clear()
+        if self.first and (self.due or self.stopping):
+            save(self.args, self.settings, self.state, self.shipped, self.generator, self.step,
+                 self.losses)
+        if self.stopping:
+            self.progress.close()
+            if self.first:
+                print(f"interrupted: step {self.step} is saved in {self.args.out}; go on with "
+                      "--resume", file=sys.stderr)
+            sys.exit(128 + self.stopping)
+
+
+def on_signal():
+    """A list to which Ctrl-C, or a polite kill, adds its number, so that the step under way is
+    finished and saved; the second Ctrl-C ends the process at once."""
+    received = []
+
+    def handle(number, _):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return received
+
+
+# ---- checkpoints -------------------------------------------------------------------------------
+
+def save(args, settings, state, shipped, generator, step, losses):
+    """Write checkpoint.pt and weights.pt; the arguments are those of `Run`."""
+    metadata = {"settings": settings, "step": step}
+    parts = {name: part.state_dict() for name, part in state.items()}
+    half = {name: value.half() for name, value in parts[shipped].items()}
+    rng = {"torch": torch.get_rng_state(), "train": generator.get_state()}
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    write_tensors(Path(args.out) / "weights.pt", {
+        **metadata, "made with": made_with(args), shipped: half})
+    write_tensors(Path(args.out) / "checkpoint.pt", {
+        **metadata, **parts, "args": vars(args), "losses": losses, "rng": rng})
+
+
+def made_with(args):
+    """The settings that reproduce an output, without the paths of this machine."""
+    paths = "data", "out", "cache", "init"
+    return {"version": version(), "torch": str(torch.__version__),
+            **{key: value for key, value in vars(args).items() if key not in paths}}
+
+
+def load_checkpoint(out):
+    path = Path(out) / "checkpoint.pt"
+    with reading(path, "a checkpoint of train.py's", "nothing to resume; start without --resume"):
+        checkpoint = read_tensors(path)
+        checkpoint["rng"], checkpoint["step"]
+    return checkpoint
+
+
+def restore(checkpoint, state, generator):
+    """Load a checkpoint into `state` and `generator`; returns its step and its losses not logged."""
+    try:
+        for name, part in state.items():
+            part.load_state_dict(checkpoint[name])
+    except (KeyError, RuntimeError, ValueError):
+        raise BadInput("--resume with another network than the checkpoint's: leave --size, "
+                       "--patch, --widths and --blocks as they were") from None
+    for part in state.values():
+        if isinstance(part, torch.optim.Optimizer):
+            match_layout(part)
+    torch.set_rng_state(checkpoint["rng"]["torch"])
+    if torch.device(checkpoint["args"]["device"]).type == generator.device.type:
+        generator.set_state(checkpoint["rng"]["train"])
+    else:                                   # another device's stream: continue with a fresh one
+        generator.manual_seed(checkpoint["args"]["seed"] + checkpoint["step"])
+    losses = [{name: loss.to(generator.device) for name, loss in each.items()}
+              for each in checkpoint["losses"]]
+    return checkpoint["step"], losses
+
+
+def match_layout(optimizer):
+    """Give the moments their weights' memory layout, without which fused AdamW mixes up elements."""
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if moment.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(moment)
+
+
+def cut_log(out, step):
+    """Drop the log's lines after the checkpoint: those steps will be done, and logged, again."""
+    path = Path(out) / "log.jsonl"
+    with reading(path, "a log of train.py's", "no such file"):
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    with atomic_write(path) as half:
+        half.write_text("".join(kept))
+
+
+# ---- weights -----------------------------------------------------------------------------------
+
+def load_weights(path=WEIGHTS, device="cpu"):
+    """(ddpm, eps_model, size) from a weights.pt or a checkpoint.pt: always the EMA's weights."""
+    missing = "no such file; make weights with train.py, or name others with --weights"
+    with reading(path, "weights that train.py wrote", missing):
+        checkpoint = read_tensors(path)
+        settings, ema = checkpoint["settings"], checkpoint["ema"]
+        layers = settings["unet"]["blocks"] * len(settings["unet"]["widths"])
+        if not (1 <= settings["T"] <= 10 ** 6 and 1 <= settings["unet"]["size"] <= 10 ** 4
+                and 1 <= layers <= len(ema)):
+            raise ValueError("settings out of range")
+        net = rebuild(UNet, settings["unet"], ema).eval().requires_grad_(False)
+        betas = SCHEDULES[settings["schedule"]](settings["T"])
+        ddpm = DDPM(betas.to(device), settings["prediction"], clip=True)
+    return ddpm, net.to(device), settings["unet"]["size"]
+
+
+def initialize(net, path):
+    """Copy weights from a file of train.py's wherever names and shapes agree, and say what did not."""
+    with reading(path, "weights that train.py wrote", "no such file; --init names one"):
+        stored, own = read_tensors(path)["ema"], net.state_dict()
+        taken = {name: stored[name] for name in own
+                 if name in stored and stored[name].shape == own[name].shape}
+        net.load_state_dict(taken, strict=False)
+    left = [name for name in own if name not in taken]
+    if not taken:
+        raise BadInput(f"--init {path}: no tensor has the name and shape of one of this network's")
+    if left and distributed.RANK == 0:
+        print(f"--init {path}: {len(taken)} of {len(own)} tensors taken; not in it, and so new: "
+              f"{', '.join(left)}", file=sys.stderr)
+
+
+# ---- the command line --------------------------------------------------------------------------
+
+def add_flags(parser, out):
+    """The flags that every training shares."""
+    add, cuda = parser.add_argument, torch.cuda.is_available()
+    add("--data", nargs="+", metavar="PATH", help="folders or zips of images, or synthetic")
+    add("--out", default=out, help="folder for checkpoint, weights, log and samples")
+    add("--resume", action="store_true", help="go on from the checkpoint in --out")
+    add("--steps", type=int, default=20_000, help="optimizer steps in all")
+    add("--batch", type=int, default=32, help="images a step")
+    add("--every", type=int, default=250, help="steps between log lines and checkpoints")
+    add("--size", type=int, default=64, help="side of the images, pixels")
+    add("--limit", type=int, help="train on the first so many images only")
+    add("--cache", default="cache", help="folder for decoded images, 12 kB each at 64×64")
+    add("--seed", type=int, default=0, help="of the weights, batches, holes and noise")
+    add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1, …")
+    add("--bf16", action=argparse.BooleanOptionalAction, default=cuda,
+        help="bfloat16 matrix products: twice as fast where the processor has them")
+
+
+def parse(parser, argv=None):
+    """(args, checkpoint): with --resume, the checkpoint's settings hold unless given anew."""
+    args, checkpoint = parser.parse_args(argv), None
+    if args.resume:
+        checkpoint = load_checkpoint(args.out)
+        here = {key: value for key, value in vars(args).items()
+                if key in ("out", "device", "compile", "resume")}
+        parser.set_defaults(**{**checkpoint["args"], **here})
+        args = parser.parse_args(argv)
+    elif (Path(args.out) / "checkpoint.pt").exists():
+        raise BadInput(f"{args.out} holds a checkpoint: go on from it with --resume, or name "
+                       "another --out")
+    if not args.data:
+        raise BadInput(NO_DATA)
+    device(args.device)
+    check_range(args, 0, 100, "lr")
+    check_range(args, 0, 10 ** 9, "seed")
+    return args, checkpoint
