@@ -337,7 +337,7 @@ def write(args, images, holes, found, results, text, versions):
             writer.writerows([i, mask, name, *row]
                              for i, row in enumerate(zip(*(values[key] for key in keys))))
     with atomic_write(out / "results.json") as half:
-        content = {"settings": vars(args), "origin": provenance(args.weights, args.seed),
+        content = {"settings": vars(args), "provenance": provenance(args.weights, args.seed),
                    "versions": versions, "results": results,
                    "by_area": by_area(args, found) if args.by_area else []}
         half.write_text(json.dumps(finite(content), indent=1, allow_nan=False, default=str))

@@ -1,16 +1,24 @@
 """Every run draws the same examples, on one thread; run `python -m pytest` from the top folder."""
 import signal
 import sys
+import threading
+import time
 
 import hypothesis
 import pytest
 import torch
 import torch._dynamo  # which the first optimizer would import: once, and not in every fork
+import tqdm
 
+import inpaint
+import train
+from helpers import TINY, life, save_weights
 from support import cli
 
 SIGNALS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 torch.set_num_threads(1)
+tqdm.tqdm.monitor_interval = 0                               # no thread for a fork to leave behind
+tqdm.tqdm.set_lock(threading.RLock())        # its own is shared with forks: one killed would keep it
 hypothesis.settings.register_profile("seeded", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("seeded")
 
@@ -40,3 +48,19 @@ def signals():
     yield
     for number, handler in SIGNALS.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """An uninterrupted run, and the seconds that it took."""
+    out, begun = tmp_path_factory.mktemp("trained") / "whole", time.time()
+    status, said = life(train.main, *TINY, "--out", out)
+    assert status == 0, said
+    return out, time.time() - begun
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    path = save_weights(tmp_path_factory.mktemp("weights"), seed=0)
+    inpaint.load_weights(path)                               # nobody may not import what this does
+    return path

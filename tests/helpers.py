@@ -1,6 +1,7 @@
 """What several test files use: small weights, commands in processes of their own, faults."""
 import argparse
 import contextlib
+import json
 import multiprocessing.connection
 import os
 import re
@@ -11,14 +12,31 @@ import time
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import data
+import evaluate
+import inpaint
 import train
-from support import cli, distributed, runs
+from baselines import glcic
+from support import cli, distributed, files, runs
 from unet import UNet
 
 ROOT = Path(__file__).parents[1]
+TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 --T 3 "
+        "--steps 12 --every 2 --device cpu").split()
+N = 5
+STATE = ["net", "ema", "muon", "adamw", "rng", "losses", "step"]
+SCORED = (f"--data synthetic --limit {N} --batch 2 --steps 2 --samples 2 --no-perceptual --save "
+          "--device cpu --methods keep,masked --masks center,irregular").split()
+COMMANDS = {"train": (train.main, TINY),
+            "inpaint": (inpaint.main, "face.png --steps 2 --samples 1 --device cpu".split()),
+            "evaluate": (evaluate.main, SCORED),
+            "glcic": (glcic.main, "train --data synthetic --limit 8 --size 16 --width 2 --steps 2 "
+                                  "--batch 2 --device cpu".split())}
 
 
 def save_weights(out, size=16, widths=(8, 16), seed=0):
@@ -125,3 +143,40 @@ def disk_with_room_for(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def logged(out):
+    """The log without its timings; every line must be one."""
+    return [{key: value for key, value in json.loads(line).items() if key != "images_per_s"}
+            for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(one, two):
+    for file, parts in (("checkpoint.pt", STATE), ("weights.pt", ["ema", "step"])):
+        first, second = (files.read_tensors(out / file) for out in (one, two))
+        for part in parts:
+            torch.testing.assert_close(first[part], second[part], rtol=0, atol=0)
+    assert logged(one) == logged(two)
+    assert (np.asarray(Image.open(one / "samples.png"))
+            == np.asarray(Image.open(two / "samples.png"))).all()
+    assert {path.name for path in two.iterdir()} == {
+        "checkpoint.pt", "weights.pt", "log.jsonl", "samples.png"}
+
+
+def photographs(folder, n=40, size=24):
+    folder.mkdir(parents=True)
+    for i, face in enumerate(data.synthetic(n, size).numpy()):
+        Image.fromarray(face).save(folder / f"{i}.png")
+    return folder
+
+
+def photograph(path, width=80, height=60, mode="RGB", **options):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return path
+
+
+def less_memory(room):
+    """A sabotage: so many bytes more than now, and no more."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_inpaint import SIZE, photograph
 
 import inpaint
 import masks
+from helpers import photograph, save_weights
 from support.cli import BadInput
 from tools import demo
 
@@ -29,6 +29,14 @@ ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
          "--disable-component-update --disable-sync").split()
+
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_weights(tmp_path_factory.mktemp("weights"), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +243,7 @@ def server(weights, tmp_path_factory):
     pytest.importorskip("gradio")
     folder, port = tmp_path_factory.mktemp("temporary"), free_port()
     environment = {**os.environ, "TMPDIR": str(folder), "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.Popen([sys.executable, ROOT / "demo.py", "--weights", weights, "--port",
+    process = subprocess.Popen([sys.executable, "-m", "tools.demo", "--weights", weights, "--port",
                                 str(port)], env=environment, stdout=subprocess.PIPE,
                                stderr=subprocess.STDOUT, text=True)
     try:

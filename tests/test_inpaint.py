@@ -15,8 +15,9 @@ import masks
 import methods
 import train
 from ddpm import DDPM
-from helpers import save_weights
+from helpers import photograph, save_weights
 from schedules import cosine_betas
+from support import runs
 from unet import UNet
 
 SIZE = 32
@@ -31,12 +32,6 @@ def weights(tmp_path_factory):
 def command(weights, as_user):
     """Run inpaint.py with arguments."""
     return lambda *argv: as_user(inpaint, "--weights", weights, "--steps", 3, "--device", "cpu", *argv)
-
-
-def photograph(path, width=80, height=60, mode="RGB", **options):
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path, **options)
-    return path
 
 
 def read(path):
@@ -246,7 +241,7 @@ def test_weights_of_another_size_rebuild_another_network(tmp_path):
     torch.manual_seed(0)
     args = argparse.Namespace(out=str(tmp_path), size=16, patch=1, widths=[8], blocks=1,
                               schedule="linear", T=7, prediction="eps")
-    train.save(args, {"ema": UNet(16, 1, [8], 1)}, torch.Generator(), 1, [])
+    runs.save(args, train.settings(args), {"ema": UNet(16, 1, [8], 1)}, "ema", torch.Generator(), 1, [])
     ddpm, net, size = inpaint.load_weights(tmp_path / "weights.pt")
     assert (ddpm.T, ddpm.prediction, size, net.patch) == (7, "eps", 16, 1)
 
