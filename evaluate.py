@@ -58,18 +58,13 @@ COLUMNS = {"psnr_hole": ("PSNR hole", 2), "psnr_hole_mean": ("mean of K", 2),
 
 # ---- fills: uint8 [B, K, H, W, 3] of a batch, drawn by a method or read from files -------------
 
-def draw_fills(name, method, images, hole, first, samples, seed):
-    """Sample k of image i has a generator of its own, of (seed, i, k), whatever else is drawn."""
-    known = torch.where(hole > 0, 0.0, data.to_float(images).to(hole.device))   # nothing to peek at
-    drawn = []
-    for k in range(samples):
-        seeds = [(seed * 1_000_003 + first + i) * 1_000 + k for i in range(len(images))]
-        filled = method.inpaint(known, hole, [torch.Generator().manual_seed(s) for s in seeds])
-        if filled.shape != known.shape or not torch.isfinite(filled).all():
-            raise BadInput(f"method {name}: a fill must be finite and of the image's shape, "
-                           f"{tuple(known.shape)}; this one is of shape {tuple(filled.shape)}")
-        drawn.append(data.to_uint8(filled.float()).cpu())
-    return checked(name, torch.stack(drawn, dim=1), images, hole)
+def draw_fills(name, method, images, hole, samples, seed):
+    """The fills that inpaint.py would draw, checked."""
+    try:
+        fills = inpaint.draw(method.inpaint, images, hole, samples, seed, batch=len(images))
+    except BadInput as error:
+        raise BadInput(f"method {name}: {error}") from None
+    return checked(name, fills.cpu(), images, hole)
 
 
 def read_fills(folder, mask, name, images, hole, first):
@@ -139,7 +134,7 @@ def score_parts(args, images, holes, chosen, lpips, features):
             if not hasattr(method, "inpaint"):
                 method.inpaint = method.fit(training())
             begun = time.perf_counter()
-            fills = draw_fills(name, method, batch, hole.to(args.device), first,
+            fills = draw_fills(name, method, batch, hole.to(args.device),
                                args.samples if method.DRAWS else 1, args.seed)
             seconds = (time.perf_counter() - begun) / len(batch) / fills.shape[1]
             calls = method.CALLS

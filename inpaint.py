@@ -13,6 +13,7 @@ network's size, filled, resized back and pasted into the hole. For a drawn hole 
 first cut to its centred square and resized to the network's size.
 """
 import argparse
+import hashlib
 import time
 from collections import Counter
 from pathlib import Path
@@ -35,23 +36,46 @@ FINEST = 10       # the network is to see no more of a photograph than 10 × the
 
 
 def fill(method, images, hole, samples=4, seed=0, batch=BATCH):
-    """Draw `samples` fills of every image.
+    """`samples` fills of every image: what `draw` drew in the hole, exactly `images` outside it."""
+    drawn = draw(method, images, hole, samples, seed, batch)
+    return torch.where(hole.permute(0, 2, 3, 1)[:, None] > 0, drawn, images[:, None].to(hole.device))
+
+
+def draw(method, images, hole, samples=4, seed=0, batch=BATCH):
+    """Have a method fill every image `samples` times: the one place where fills are drawn.
 
     method  inpaint(image, hole, generator) -> image, as in methods.py
     images  uint8 [N, H, W, 3];  hole [N, 1, H, W], on the device to work on
-    seed    sample k of an image depends on (seed, k) alone, not on the images beside it
+    seed    sample k of an image depends on (seed, its known pixels and hole, k), not on its name or
+            its neighbours: see `noise_seed`
     batch   fills at a time; a network's rounding depends on how many
-    Returns uint8 [N, samples, H, W, 3], outside the hole exactly `images`.
+    Returns uint8 [N, samples, H, W, 3], outside the hole whatever the method returned. Raises
+    BadInput if that is of another shape than the images, or not finite.
     """
     images = images.to(hole.device)
-    given = torch.where(hole > 0, 0.0, data.to_float(images))
-    known, holes = (v.repeat_interleave(samples, dim=0) for v in (given, hole))
-    seeds = [seed * 65_536 + k + 1 for _ in images for k in range(samples)]
-    fills = [method(known[i:i + batch], holes[i:i + batch],
-                    [torch.Generator().manual_seed(s) for s in seeds[i:i + batch]])
-             for i in range(0, len(known), batch)]
-    filled = data.to_uint8(torch.cat(fills)).unflatten(0, (len(images), samples))
-    return torch.where(hole.permute(0, 2, 3, 1)[:, None] > 0, filled, images[:, None])
+    known = torch.where(hole > 0, 0.0, data.to_float(images))             # nothing to peek at
+    seeds = [noise_seed(seed, *pair, k) for pair in zip(known, hole) for k in range(samples)]
+    known, holes = (v.repeat_interleave(samples, dim=0) for v in (known, hole))
+    fills = []
+    for i in range(0, len(known), batch):
+        generators = [torch.Generator().manual_seed(s) for s in seeds[i:i + batch]]
+        filled = method(known[i:i + batch], holes[i:i + batch], generators)
+        if filled.shape != known[i:i + batch].shape or not torch.isfinite(filled).all():
+            raise BadInput("a fill must be finite and of the image's shape, "
+                           f"{tuple(known[i:i + batch].shape)}; this one is of shape "
+                           f"{tuple(filled.shape)}: mend the method or, if it uses a network, its "
+                           "--weights")
+        fills.append(filled.float())
+    return data.to_uint8(torch.cat(fills)).unflatten(0, (len(images), samples))
+
+
+def noise_seed(seed, known, hole, k):
+    """The seed of sample k's generator, a hash of the arguments: alike photographs with unlike names
+    get the same fill, and no two faces share their noise."""
+    content = hashlib.sha256(f"{seed} {k} {tuple(known.shape)}".encode())
+    for pixels in (data.to_uint8(known[None]), hole > 0):
+        content.update(pixels.cpu().numpy().tobytes())
+    return int.from_bytes(content.digest()[:8]) >> 1                      # 63 bits
 
 
 def context_box(hole, size):
