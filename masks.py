@@ -1,13 +1,13 @@
 """Holes: which pixels are to be filled. hole [B, 1, size, size] float32, 1 = fill, 0 = known.
 
 Five families, each `family(batch, size, generator=None, device="cpu") -> hole`, and their areas as
-a share of the image, at any size from 16 up (mean [always within]):
+a share of the image (mean [range]); at small sizes rounding to pixels adds up to 3 %:
 
     center     a square of half the side, in the middle                 25 %
     random     a box with sides of 0.3 … 0.6, anywhere                  20 % [7, 40]
     irregular  blobs: smooth noise, cut at a drawn area                 30 % [9, 51]
     freeform   one to four brush strokes that wander                    25 % [2, 65]
-    hybrid     a random box and strokes                                 40 % [9, 80]
+    hybrid     a random box and strokes                                 39 % [9, 80]
     full       all of the image: unconditional generation              100 %
 
 Every size is a share of the image's side, so a family looks alike at 64 pixels and at 256. All

@@ -31,7 +31,7 @@ def keep(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=
 
 def replace(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
     """Known pixels are noised to the level of x and pasted over it (Song et al. 2021b, app. I.2):
-    what the network makes of the hole does not know yet what the noise around it will turn to."""
+    the fill is drawn before its surroundings are denoised, so the two disagree."""
     return _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, "x", JUMP, 1)
 
 

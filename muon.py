@@ -67,8 +67,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def split(net, smallest=4096):
-    """(matrices, others): the parameters for Muon, and the few for AdamW: biases, norms, and weights
-    of at most `smallest` numbers."""
+    """(matrices, others): the parameters for Muon; and the few for AdamW, that is biases, norms
+    and weights of at most `smallest` numbers."""
     matrices = [p for p in net.parameters() if p.ndim >= 2 and p.numel() > smallest]
     chosen = {id(p) for p in matrices}
     return matrices, [p for p in net.parameters() if id(p) not in chosen]

@@ -150,8 +150,8 @@ def load_validation(args):
 
 @torch.no_grad()
 def held_out_loss(args, ddpm, ema, images):
-    """The moving average's loss on `images`, always with the same t, holes and noise, so that two of
-    them compare; None without images."""
+    """The moving average's loss on `images`, always with the same t, holes and noise, so that the
+    losses of two steps compare; None without images."""
     if images is None:
         return None
     device = next(ema.parameters()).device

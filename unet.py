@@ -10,8 +10,8 @@
                                        ↘── bottleneck ──↗
 
 Ho et al. 2020, appendix B, with adaptive group normalization (Dhariwal and Nichol 2021, section 3)
-and pixels gathered into 2×2 patches before the first convolution, so that the widest images, which
-cost most and know least, are never computed on.
+and pixels gathered into 2×2 patches before the first convolution: full-resolution layers, the
+costliest, are skipped.
 """
 import math
 
@@ -21,7 +21,7 @@ from torch import nn
 
 
 def timestep_embedding(t, dim, longest=10_000):
-    """Sinusoids of t at dim/2 frequencies, 1 … 1/longest: [B] int64 -> [B, dim] float32.
+    """Sinusoids of t at dim/2 frequencies from 1 down towards 1/longest: [B] -> [B, dim] float32.
 
     PE(t) = [sin(t ω_i), cos(t ω_i)],  ω_i = longest^(-2i/dim)    (Vaswani et al. 2017, section 3.5)
     """
@@ -32,7 +32,7 @@ def timestep_embedding(t, dim, longest=10_000):
 
 
 class AdaGN(nn.Module):
-    """Adaptive group normalization: y_s · GroupNorm(h) + y_b, y_s - 1 and y_b linear in time."""
+    """Adaptive group normalization: y_s · GroupNorm(h) + y_b, linear in the time embedding."""
 
     def __init__(self, channels, time_dim):
         super().__init__()
@@ -82,7 +82,7 @@ class SelfAttention(nn.Module):
 
 
 class UNet(nn.Module):
-    """A U-Net on images [B, 3, size, size]; every argument has its say in speed and in weight.
+    """A U-Net on images [B, 3, size, size]; each argument affects speed and size.
 
     patch      pixels are gathered into patch × patch squares: size/patch is the first resolution
     widths     channels at each resolution, from size/patch downwards, halving

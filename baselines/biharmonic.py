@@ -1,5 +1,5 @@
-"""The smoothest surface through the hole's rim (scikit-image's inpaint_biharmonic, after Damelin and
-Hoang 2018). It learns nothing and costs 5 to 12 ms for a 64×64 image on one thread."""
+"""Biharmonic inpainting: the smoothest surface through the hole's rim (Damelin and Hoang 2018, by
+scikit-image). Nothing is learnt; a 64×64 image takes 5 to 12 ms on one thread."""
 import numpy as np
 import torch
 from skimage.restoration import inpaint_biharmonic

@@ -1,5 +1,5 @@
-"""The mean face of the training images in every hole: what is known without looking. It costs one pass
-over them."""
+"""The mean face: every hole shows the mean of the training images, the best guess without a look
+at the picture. It costs one pass over them."""
 import torch
 
 import data
@@ -9,7 +9,8 @@ DRAWS = False
 
 def fit(images):
     """images uint8 [N, H, W, 3], of any number: read in blocks. Returns the inpainter."""
-    total = sum(data.to_float(block).sum(dim=0, dtype=torch.float64) for block in images.split(1024))
+    total = sum(data.to_float(block).sum(dim=0, dtype=torch.float64)
+                for block in images.split(1024))
     face = (total / len(images)).float()
 
     def inpaint(image, hole, generator=None):

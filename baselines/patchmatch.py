@@ -54,7 +54,7 @@ def coarse_to_fine(image, hole, generator=None):
 
 
 def halved(image, hole):
-    """The image at half the size, a pixel the mean of the known ones of its 2×2, and their share."""
+    """The image at half the size, each pixel the mean of the known ones of four; their share."""
     known = F.avg_pool2d(1 - hole, 2, ceil_mode=True, count_include_pad=False)
     colour = F.avg_pool2d(image * (1 - hole), 2, ceil_mode=True, count_include_pad=False)
     return torch.where(known > 0, colour / known.clamp(min=1e-6), 0.0), known
@@ -65,7 +65,7 @@ def resized(image, like):
 
 
 def smooth(image, hole):
-    """The first guess: in the hole, the mean of the nearest known pixels (grey if there is none)."""
+    """The first guess: the hole shows the mean of the nearest known pixels (grey if none is)."""
     if max(image.shape[2:]) == 1 or not hole.any():
         return image
     colour, known = halved(image, hole)
@@ -167,7 +167,8 @@ class Matcher:
         """The mean squared difference between the hole's patches and their matches, [B]."""
         total = torch.zeros(len(self.valid), device=self.distance.device)
         count = total.index_add(0, self.b, torch.ones_like(self.distance))
-        return total.index_add(0, self.b, self.distance) / count.clamp(min=1) / self.targets.shape[1]
+        total = total.index_add(0, self.b, self.distance)
+        return total / count.clamp(min=1) / self.targets.shape[1]
 
     def vote(self, filled):
         """Every pixel the mean of what the matches of the patches over it say, weighted by

@@ -30,7 +30,7 @@ def fit(images):
 
     def solve(x, inside):
         """The pixels of the hole `inside` [D], of all the images x [n, D] that have it."""
-        away = torch.where(inside, 0, x - mu)                            # 0 inside: nothing is known
+        away = torch.where(inside, 0, x - mu)                       # 0 inside: nothing is known
         hole, known = (place.nonzero()[:, 0] for place in (inside, ~inside))
         if len(hole) < len(known):
             root = torch.linalg.cholesky(precision[hole[:, None], hole])

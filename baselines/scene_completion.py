@@ -1,10 +1,10 @@
 """Scene Completion: paste from the most similar of many other pictures (Hays and Efros 2007).
 
 (1) A descriptor, the picture at a quarter of its size, finds the MATCHES training images that are
-nearest in the known region; (2) of these, each shifted by up to REACH pixels, the one that fits best
-in the known CONTEXT around the hole is chosen; (3) its content is pasted and blended in the gradient
-domain (Pérez et al. 2003): inside the hole the gradients are the match's, at the rim the colours
-are the picture's.
+nearest in the known region; (2) each of these is shifted by up to REACH pixels, and the one that
+fits best in the known CONTEXT around the hole is chosen; (3) its content is pasted and blended in
+the gradient domain (Pérez et al. 2003): inside the hole the gradients are the match's, at the rim
+the colours are the picture's.
 
 Simplified: colours for the gist descriptor, which tells kinds of scenes apart (ours are all faces);
 no graph cut, as the hole's rim is where the user put it; the best match alone, not twenty to choose
@@ -50,8 +50,8 @@ def nearest(index, image, hole, number):
 
 
 def best_shift(image, hole, matches):
-    """Of matches [B, M, C, H, W], shifted by -REACH … REACH each way, what fits best around the hole:
-    [B, C, H, W]."""
+    """Of matches [B, M, C, H, W], each shifted by -REACH … REACH both ways, the one that fits best
+    around the hole: [B, C, H, W]."""
     context = F.max_pool2d(hole, 2 * CONTEXT + 1, stride=1, padding=CONTEXT) * (1 - hole)
     B, M, C, height, width = matches.shape
     padded = F.pad(matches.flatten(0, 1), [REACH] * 4, mode="replicate").unflatten(0, (B, M))

@@ -15,8 +15,8 @@ class BadInput(Exception):
 
 def run(main, memory="--batch"):
     """Call main() as a command. BadInput and the system's refusals (disk full, no permission) print
-    one line and exit with 2; so does a lack of memory, naming the flags in `memory` to lower. Ctrl-C
-    exits with 130."""
+    one line and exit with 2; so does a lack of memory, naming the flags in `memory` to lower.
+    Ctrl-C exits with 130."""
     try:
         main()
     except Exception if os.environ.get("DEBUG") else ():

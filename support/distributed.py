@@ -1,9 +1,9 @@
 """Many processes as one: `torchrun --nproc_per_node N train.py …`, on CPUs or on GPUs.
 
 In training, every process draws the random numbers of the whole batch from the same seed, and keeps
-its slice of them: images, holes, t and noise. The slices are equal, so the mean of their gradients,
-which DistributedDataParallel takes, is the gradient of the whole batch, up to rounding, whatever the
-number of processes.
+its slice of them: images, holes, t and noise. The slices are of equal size, so the mean of their
+gradients, which DistributedDataParallel takes, is the gradient of the whole batch, up to rounding,
+whatever the number of processes.
 """
 import contextlib
 import datetime

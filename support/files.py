@@ -125,13 +125,16 @@ def reading(path, expected, missing):
         raise BadInput(f"{path}: {missing}") from None
     except MemoryError:
         raise
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
     except Exception as error:
         raise BadInput(f"{path}: not {expected}, or damaged ({type(error).__name__})") from None
 
 
 def rebuild(network, settings, tensors):
-    """network(**settings) with these weights. Settings that claim more of them than there are, and
-    weights that claim more numbers than are stored, are refused before any memory is asked for."""
+    """network(**settings) with these weights, which must be finite. Settings that claim more weights
+    than there are, and weights that claim more numbers than are stored, are refused before memory
+    is allocated."""
     with torch.device("meta"):
         net = network(**settings)
     claimed = {name: tensor.shape for name, tensor in net.state_dict().items()}
@@ -140,6 +143,9 @@ def rebuild(network, settings, tensors):
     if (claimed != {name: tensor.shape for name, tensor in tensors.items()}
             or sum(tensor.nbytes for tensor in tensors.values()) > sum(stored.values())):
         raise ValueError("other weights than the settings'")
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise BadInput("some weights are NaN or infinite: the training diverged or the file is "
+                       "damaged; use an earlier checkpoint")
     net.to_empty(device="cpu").load_state_dict(tensors)
     return net
 

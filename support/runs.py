@@ -1,8 +1,8 @@
 """A training run's folder: settings, log, checkpoints, weights; how they are written and read back.
 
-`checkpoint.pt` holds all that a run needs to go on bit for bit: networks, optimizers, the step, the
-losses not yet logged, the states of the random generators. `weights.pt` holds what a user needs: the
-settings that rebuild the network, and its weights in half precision.
+`checkpoint.pt` holds all that a run needs to go on bit for bit: networks, optimizers, the step,
+the losses not yet logged, the states of the random generators. `weights.pt` holds what a user
+needs: the settings that rebuild the network, and its weights in half precision.
 """
 import argparse
 import json
@@ -50,7 +50,7 @@ class Run:
     def record(self, losses, lower="--lr"):
         """At the end of a step: its losses, {name: scalar tensor}. They are averaged over the
         processes, and checked, only when something is to be written: reading every loss would
-        synchronise the GPU. A loss that is not finite ends the run, and the last checkpoint stays."""
+        synchronise the GPU. A loss that is not finite ends the run; the last checkpoint stays."""
         self.step += 1
         self.losses.append({name: loss.detach() for name, loss in losses.items()})
         self.due = self.step % self.args.every == 0 or self.step == self.args.steps
@@ -140,7 +140,7 @@ def load_checkpoint(out):
 
 
 def restore(checkpoint, state, generator):
-    """Load a checkpoint into `state` and `generator`; returns its step and its losses not logged."""
+    """Load a checkpoint into `state` and `generator`; returns its step and unlogged losses."""
     try:
         for name, part in state.items():
             part.load_state_dict(checkpoint[name])
@@ -161,7 +161,7 @@ def restore(checkpoint, state, generator):
 
 
 def match_layout(optimizer):
-    """Give the moments their weights' memory layout, without which fused AdamW mixes up elements."""
+    """Give moments their weights' memory layout: without it, fused AdamW mixes up elements."""
     for parameter, moments in optimizer.state.items():
         for name, moment in moments.items():
             if moment.shape == parameter.shape:
@@ -197,7 +197,7 @@ def load_weights(path=WEIGHTS, device="cpu"):
 
 
 def initialize(net, path):
-    """Copy weights from a file of train.py's wherever names and shapes agree, and say what did not."""
+    """Copy weights from a file of train.py's where names and shapes agree; say what did not."""
     with reading(path, "weights that train.py wrote", "no such file; --init names one"):
         stored, own = read_tensors(path)["ema"], net.state_dict()
         taken = {name: stored[name] for name in own

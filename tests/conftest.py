@@ -18,7 +18,7 @@ from support import cli
 SIGNALS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 torch.set_num_threads(1)
 tqdm.tqdm.monitor_interval = 0                               # no thread for a fork to leave behind
-tqdm.tqdm.set_lock(threading.RLock())        # its own is shared with forks: one killed would keep it
+tqdm.tqdm.set_lock(threading.RLock())        # its own would stay locked by a killed fork
 hypothesis.settings.register_profile("seeded", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("seeded")
 

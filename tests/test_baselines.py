@@ -55,7 +55,8 @@ def test_ridge_is_the_best_linear_guess(family):
 
 
 def test_biharmonic_continues_a_plane():
-    y, x = torch.meshgrid(torch.linspace(-0.5, 0.5, 32), torch.linspace(-0.5, 0.5, 32), indexing="ij")
+    axis = torch.linspace(-0.5, 0.5, 32)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
     plane = (0.6 * x + 0.3 * y).expand(1, 3, 32, 32)
     hole = masks.center(1, 32)
     filled = biharmonic.inpaint(torch.where(hole > 0, 0.0, plane), hole)
@@ -208,6 +209,7 @@ def test_no_image_is_in_its_own_index(tmp_path):
     for i in range(60):
         picture = Image.fromarray(data.synthetic(1, 16, seed=i)[0].numpy())
         picture.save(tmp_path / f"{162_741 + i:06}.png")
-    train, val = (data.load(tmp_path, split, 16, cache=tmp_path / "cache") for split in ("train", "val"))
+    train, val = (data.load(tmp_path, split, 16, cache=tmp_path / "cache")
+                  for split in ("train", "val"))
     assert len(train) == len(val) == 30
     assert not (train[:, None] == val[None]).flatten(2).all(dim=2).any()

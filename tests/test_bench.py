@@ -113,7 +113,8 @@ def test_every_row_is_measured(monkeypatch, as_user):
     assert status == 0, err
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
     assert {row[0].strip("| ") for row in rows} >= {
-        "training step", "forward", "sampling, 2 calls", "holes", "packing JPEGs", "all scores", "inpaint.py, 20 calls, start to end"}
+        "training step", "forward", "sampling, 2 calls", "holes", "packing JPEGs", "all scores",
+        "inpaint.py, 20 calls, start to end"}
     assert ["training step", "the same, plain"] in [[cell.strip("| ") for cell in row[:2]]
                                                     for row in rows]
     assert printed.count("a training step goes into") == 2
@@ -121,7 +122,8 @@ def test_every_row_is_measured(monkeypatch, as_user):
     assert started == 2 * ["inpaint.py", "-c"]
 
 
-@pytest.mark.parametrize("words", ["--size 30", "--size 0", "--batch 0", "--repeats -1", "--calls 301",
+@pytest.mark.parametrize("words", [
+    "--size 30", "--size 0", "--batch 0", "--repeats -1", "--calls 301",
                                    "--widths 8 0", "--device nowhere"])
 def test_settings_that_cannot_be_get_a_line(as_user, words):
     status, printed, err = as_user(bench, *words.split())

@@ -36,9 +36,10 @@ def signalled(rank, number):
 
 
 def gradient(eps_model, net):
-    """(loss, gradient) of Algorithm 1 on a batch of four: of unlike holes, so that the slices' losses
-    differ."""
-    x0, hole = data.to_float(data.synthetic(4, 16)), torch.cat([masks.center(2, 16), masks.full(2, 16)])
+    """(loss, gradient) of Algorithm 1 on four images, whose unlike holes give the slices unlike
+    losses."""
+    x0, hole = data.to_float(data.synthetic(4, 16)), masks.center(4, 16)
+    hole[2:] = 1
     loss = train.algorithm_1(DDPM(cosine_betas(50), "v"), eps_model, [], distributed.share(x0),
                              distributed.share(hole), torch.Generator().manual_seed(1))
     return distributed.mean(loss.detach()), [parameter.grad for parameter in net.parameters()]
@@ -80,7 +81,8 @@ def test_the_loss_and_the_gradient_are_those_of_the_whole_batch(tmp_path):
     def work():
         with distributed.joined():
             net = network()
-            torch.save(gradient(distributed.parallel(net), net), tmp_path / f"{distributed.RANK}.pt")
+            found = gradient(distributed.parallel(net), net)
+            torch.save(found, tmp_path / f"{distributed.RANK}.pt")
 
     statuses, said = two(tmp_path, work)
     assert statuses == [0, 0], said

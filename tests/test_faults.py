@@ -268,3 +268,13 @@ def test_every_output_says_how_to_make_it_again(tmp_path, monkeypatch, weights, 
     assert (made["seed"], made["steps"], made["version"]) == (0, 12, files.version())
     assert not {"data", "out", "cache"} & made.keys(), "where things lay is nobody's business"
     assert Image.open(trained[0] / "samples.png").text["steps"] == "12"
+
+
+def test_debug_shows_the_traceback_behind_a_line(tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(tmp_path)
+    argv = ["nothing.jpg", "--weights", weights]
+    status, said = life(inpaint.main, *argv)
+    assert refused((status, said), "nothing.jpg: no such file")
+    monkeypatch.setenv("DEBUG", "1")
+    status, said = life(inpaint.main, *argv)
+    assert status and "Traceback" in said and "open_image" in said

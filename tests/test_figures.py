@@ -375,7 +375,8 @@ def test_columns_hold_their_methods_fills_and_known_pixels_are_exact(
     """Every method's fill a grey of its own, the network's two a draw of its generator."""
     def find(method, *_):
         def inpaint(image, hole, generator):
-            (grey,) = [value for title, value in greys.items() if title.startswith(method)] or [None]
+            (grey,) = [value for title, value in greys.items()
+                       if title.startswith(method)] or [None]
             if grey is not None:
                 return torch.full_like(image, grey / 127.5 - 1)
             return torch.stack([torch.rand(3, 16, 16, generator=g) for g in generator])
@@ -405,8 +406,8 @@ def test_columns_hold_their_methods_fills_and_known_pixels_are_exact(
 
 
 def test_every_point_of_quality_against_calls_is_a_result(course):
-    """Nothing of docs/calls.json is left out, and nothing else drawn: calls, mean and interval; of the
-    small run only what is paired."""
+    """Nothing of docs/calls.json is left out, and nothing else drawn: calls, mean and interval; of
+    the small run only what is paired."""
     fig, runs = draw("calls", course), json.loads(figures.CALLS.read_text())
     panels = itertools.product(("center", "irregular"),
                                ("crps_minus_first", "fd", "spread_skill", "psnr_hole"))

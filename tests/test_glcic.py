@@ -252,7 +252,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, how, st
 
 
 def test_what_each_step_is_given(tmp_path, monkeypatch):
-    """Images mirrored or not, holes but no full ones, others for D, and the phase's learning rate."""
+    """Images mirrored or not, no full holes, others for D, and the phase's learning rate."""
     steps = []
 
     def record(state, *given):
@@ -261,7 +261,7 @@ def test_what_each_step_is_given(tmp_path, monkeypatch):
         return {"mse": torch.zeros(())}
 
     monkeypatch.setattr(glcic, "update", record)
-    start(tmp_path, "--steps", "50", "--every", "50", "--lr", "0.5", "--lr-gan", "0.25", "--alpha", "7")
+    start(tmp_path, *"--steps 50 --every 50 --lr 0.5 --lr-gan 0.25 --alpha 7".split())
     images, mirrored = data.to_float(data.synthetic(24, 16)), 0
     for step, (rates, x, M_c, M_d, phase, alpha, _) in enumerate(steps):
         assert phase == (1 if step < 9 else 2 if step < 10 else 3) and alpha == 7

@@ -1,4 +1,4 @@
-"""Processes killed at any moment lose nothing. The long forms: pytest -m slow tests/test_kills.py."""
+"""Processes killed at any moment lose nothing. The long forms: pytest -m slow test_kills.py."""
 import contextlib
 import itertools
 import json
@@ -98,7 +98,7 @@ def test_train_py_itself_as_a_process_of_its_own(tmp_path, trained, kills):
         resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
         words = [sys.executable, ROOT / "train.py", *TINY, "--out", out, *resume]
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1"})  # as here, for the bits
+                                   env={**os.environ, "OMP_NUM_THREADS": "1"})  # bit for bit
         with contextlib.suppress(subprocess.TimeoutExpired):
             patience = None if done == kills else rng.uniform(0, 4 * trained[1])
             process.wait(patience)

@@ -75,7 +75,8 @@ def test_the_bias_shrinks_as_the_repeats_grow_and_the_spread_stays(name):
 
 def test_going_back_up_the_chain_forgets_the_estimate_below(monkeypatch):
     world, seen = two_pixels(DDPM(cosine_betas(100))), []
-    monkeypatch.setattr(DDPM, "extrapolate_x0", lambda self, x0, t, before, r, s: seen.append((r, t, s)) or x0)
+    monkeypatch.setattr(DDPM, "extrapolate_x0",
+                        lambda self, x0, t, previous, r, s: seen.append((r, t, s)) or x0)
     fills("repaint", world, n=1, steps=20, jump=5, repeats=3)
     assert len(seen) > 20 and all(r > t > s for r, t, s in seen)
 

@@ -125,6 +125,16 @@ def test_weights_that_claim_what_they_do_not_hold_are_refused_before_memory_is_a
         inpaint.load_weights(tmp_path / "weights.pt")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused(tmp_path, weights, value):
+    """One of them makes every pixel of every hole black."""
+    content = files.read_tensors(weights)
+    content["ema"]["stem.weight"].flatten()[7] = value
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(BadInput, match="weights.pt: some weights are NaN or infinite"):
+        inpaint.load_weights(tmp_path / "weights.pt")
+
+
 def test_a_checkpoint_that_unpacks_to_more_than_itself_is_refused(tmp_path, weights):
     with zipfile.ZipFile(weights) as source, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
         for member in source.infolist():

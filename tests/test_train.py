@@ -110,7 +110,8 @@ def test_training_overfits_eight_images(prediction, left):
 
 
 def test_the_held_out_loss_stays_behind_when_two_images_are_learnt_by_heart(tmp_path):
-    start(tmp_path, *"--limit 2 --size 8 --steps 240 --every 120 --lr 0.02 --lr-adamw 0.01 --ema 0.9".split())
+    start(tmp_path, *("--limit 2 --size 8 --steps 240 --every 120 --lr 0.02 --lr-adamw 0.01 "
+                      "--ema 0.9").split())
     (_, _, before), (_, loss, after) = logged(tmp_path)
     assert 1.5 * loss < after < before
 
@@ -118,7 +119,8 @@ def test_the_held_out_loss_stays_behind_when_two_images_are_learnt_by_heart(tmp_
 def test_the_held_out_loss_is_the_moving_averages_and_the_same_when_asked_again(tmp_path):
     ema = start(tmp_path)
     args = train.parse([*TINY, "--out", str(tmp_path / "other")])[0]
-    ddpm, unseen = DDPM(train.SCHEDULES["rescaled"](300), "v", clip=True), train.load_validation(args)
+    ddpm = DDPM(train.SCHEDULES["rescaled"](300), "v", clip=True)
+    unseen = train.load_validation(args)
     assert len(unseen) == 128 and not torch.equal(unseen[:24], data.synthetic(24, 16))
     one, two = (train.held_out_loss(args, ddpm, ema, unseen) for _ in range(2))
     assert one == two and round(one, 5) == logged(tmp_path)[-1][2]
@@ -226,3 +228,34 @@ def test_a_checkpoint_goes_on_in_another_memory_layout(tmp_path):
         state["adamw"].step()
         stepped.append(net.state_dict())
     torch.testing.assert_close(*stepped)
+
+
+# ---- --init ------------------------------------------------------------------------------------
+
+def test_init_starts_from_the_weights_of_another_run_and_says_what_is_new(tmp_path, capsys):
+    start(tmp_path / "one")
+    trained = runs.load_weights(tmp_path / "one" / "weights.pt")[1].state_dict()
+    args, _ = train.parse([*TINY, "--out", str(tmp_path / "two"), "--widths", "8", "24", "--init",
+                           str(tmp_path / "one" / "weights.pt")])
+    state = train.build(args, torch.device("cpu"))
+    said, taken = capsys.readouterr().err, 0
+    for part in ("net", "ema"):
+        for name, value in state[part].state_dict().items():
+            same = name in trained and trained[name].shape == value.shape
+            assert not same or torch.equal(value, trained[name])
+            assert same or name in said
+            taken += same
+    assert f"{taken // 2} of {len(state['net'].state_dict())} tensors taken" in said and taken > 20
+
+
+def test_init_of_the_same_shape_says_nothing_and_a_strangers_file_is_refused(tmp_path, capsys):
+    start(tmp_path / "one")
+    capsys.readouterr()
+    words = [*TINY, "--out", str(tmp_path / "two"), "--init"]
+    train.build(train.parse([*words, str(tmp_path / "one" / "weights.pt")])[0], torch.device("cpu"))
+    assert "--init" not in capsys.readouterr().err
+    torch.save({"ema": {"stem.weight": torch.zeros(3)}}, tmp_path / "other.pt")
+    for file, message in (("other.pt", "no tensor has the name and shape"),
+                          ("nothing.pt", "--init names one")):
+        with pytest.raises(BadInput, match=message):
+            train.build(train.parse([*words, str(tmp_path / file)])[0], torch.device("cpu"))

@@ -162,7 +162,7 @@ def fill(network, weights, where, folder, path, canvas, name, steps, samples, se
             f"{time.time() - begun:.1f} s")
     if not part.any():
         status += "; the hole is too thin for the network, and blurred over"
-    stem, here = Path(title).stem, "./" * title.startswith("-")      # else it would be read as a flag
+    stem, here = Path(title).stem, "./" * title.startswith("-")   # else it would be read as a flag
     command = shlex.join(map(str, [
         "python", "inpaint.py", *[here + title] * bool(path), "--mask", f"{here}{stem}_hole.png",
         "--method", name, "--steps", steps, "--samples", samples, "--seed", seed,
@@ -200,7 +200,8 @@ def chain(status, calls, total, x, x0):
             row(x0, "<b>x̂<sub>0</sub></b>, what the network takes it for")
             if len(x) else "")
     value = f'value="{calls}"' if calls else ""
-    return f'<div id="chain">{status}<progress max="{max(total, 1)}" {value}></progress>{rows}</div>'
+    bar = f'<progress max="{max(total, 1)}" {value}></progress>'
+    return f'<div id="chain">{status}{bar}{rows}</div>'
 
 
 def png(image):
