@@ -132,9 +132,9 @@ def reading(path, expected, missing):
 
 
 def rebuild(network, settings, tensors):
-    """network(**settings) with these weights, which must be finite. Settings that claim more weights
-    than there are, and weights that claim more numbers than are stored, are refused before memory
-    is allocated."""
+    """network(**settings) with these weights, which must be finite. Settings that claim more
+    weights than there are, and weights that claim more numbers than are stored, are refused before
+    memory is allocated."""
     with torch.device("meta"):
         net = network(**settings)
     claimed = {name: tensor.shape for name, tensor in net.state_dict().items()}
