@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_train import disk_with_room_for
 
 import data
 import masks
 import methods
 import train
 from baselines import glcic
+from helpers import disk_with_room_for
 from support import files, runs
 from support.cli import BadInput, run
 

@@ -1,4 +1,5 @@
-"""Every command of the README runs, word for word, with settings that make it small."""
+"""Every `python …` command of the README runs, word for word, with settings that make it small;
+git, pip, pytest and torchrun are left to CI and to other tests."""
 import re
 import runpy
 import socket
@@ -9,24 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_faults
 import torch
 from PIL import Image
-from test_faults import life
 
 import data
 import ddpm
 import inpaint
 import masks
+from helpers import life
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"train.py": "--steps 2 --limit 3 --size 16 --widths 8 --patch 1 --batch 2 --every 1",
          "inpaint.py": "--steps 2 --samples 1",
          "evaluate.py": "--limit 3 --steps 2 --samples 2 --masks center --batch 2",
-         "bench.py": "--size 16 --widths 8 8 --repeats 1 --calls 2",
-         "figures.py": "", "demo.py": ""}
-README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^ {4}(?:\./run )?python ((\w+\.py)[^#\n]*)", README, re.MULTILINE)
+         "tools.demo": ""}
+README, FAULTS = ((ROOT / name).read_text() for name in ("README.md", "docs/faults.md"))
+COMMANDS = re.findall(r"^ {4}(?:\./run )?python (?:-m )?(([\w.]+)[^#\n]*)", README, re.MULTILINE)
 BLOCKS = [re.sub("^ {4}", "", block, flags=re.MULTILINE)
           for block in re.findall(r"(?:^ {4}.*\n)+", README, re.MULTILINE)]
 (MASK,), (METHOD,) = ([block for block in BLOCKS if block.startswith(f"def {name}(")]
@@ -37,29 +36,40 @@ def test_the_readme_names_the_commands():
     assert {script for _, script in COMMANDS} == set(SMALL)
 
 
-def test_the_pictures_and_files_that_it_links_are_there():
-    links = re.findall(r"\]\((?!https:)([^)]+)\)", README)
-    assert len(links) > 20
+@pytest.mark.parametrize("page", ["README.md", "weights/README.md", "docs/benchmark.md",
+                                  "docs/calls.md", "docs/choices.md", "docs/faults.md",
+                                  "docs/older-ways.md", "docs/speed.md"])
+def test_the_pictures_and_files_that_a_page_links_are_there(page):
+    links = re.findall(r"\]\((?!https:|#)([^)]+)\)", (ROOT / page).read_text())
+    assert len(links) > 20 or page != "README.md"
     for link in links:
-        assert (ROOT / link).exists(), link
+        assert (ROOT / page).parent.joinpath(link).exists(), link
 
 
-def test_what_the_tour_names_is_there():
-    """Files, test files, and names such as DDPM.q_step."""
-    tour = README.partition("## The tour")[2].partition("\n## ")[0]
+def test_the_library_example_runs(monkeypatch):
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1], names)
+    assert names["fills"].shape == (2, 4, 64, 64, 3) and names["fills"].dtype == torch.uint8
+
+
+def test_what_the_course_table_names_is_there():
+    """Files, and names such as DDPM.q_step."""
+    tour = README.partition("## The course")[2].partition("\n## ")[0]
     for name in re.findall(r"`([\w/.]+)`", tour):
         file, _, attribute = name.partition(".")
         if name.endswith(".py"):
-            assert (ROOT / name).exists() or (ROOT / "tests" / name).exists(), name
-        else:
-            assert file == "DDPM" and hasattr(ddpm.DDPM, attribute), name
+            assert (ROOT / name).exists(), name
+        elif file == "DDPM":
+            assert hasattr(ddpm.DDPM, attribute), name
 
 
 def test_each_row_of_what_was_tried_names_tests():
-    words = re.findall(r"\| `\"?([^`|]+?)\"?` \|$", README.partition("## Nothing lost")[2], re.MULTILINE)
+    words = re.findall(r"\| `\"?([^`|]+?)\"?` \|$", FAULTS, re.MULTILINE)
     assert len(words) > 10
+    names = [name for kind in ("kills", "faults", "strangers") for name in re.findall(
+        r"^def (test_\w+)", (ROOT / f"tests/test_{kind}.py").read_text(), re.MULTILINE)]
     for word in " or ".join(words).split(" or "):
-        assert any(name.startswith("test") and word in name for name in vars(test_faults)), word
+        assert any(word in name for name in names), word
 
 
 def test_its_own_mask_is_a_hole():
@@ -86,13 +96,15 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch):
         Image.new("RGB", (40, 30), (20 * i, 99, 50)).save(flowers / f"{i}.png")
     (tmp_path / "flat.py").write_text(METHOD)
     Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
+    (tmp_path / "weights").symlink_to(ROOT / "weights")
     monkeypatch.chdir(tmp_path)
     for command, script in COMMANDS:
-        if script == "demo.py":
-            serves([sys.executable, ROOT / script], tmp_path)
+        if script == "tools.demo":
+            serves([sys.executable, "-m", script], ROOT)
             continue
+        small = SMALL[script] if "--init" not in command else "--steps 1 --batch 1 --every 1"
         status, said = life(lambda: runpy.run_path(str(ROOT / script), run_name="__main__"),
-                            *command.split()[1:], *SMALL[script].split())
+                            *command.split()[1:], *small.split())
         assert status == 0, f"{command}\n{said}"
     assert (tmp_path / "out" / "astronaut.png").exists()
     assert (tmp_path / "out" / "folder" / "a_0.png").exists()
