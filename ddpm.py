@@ -4,7 +4,7 @@ The network is an argument, never a member: `eps_model(x, t, hole)` takes
     x     [B, C, H, W]  the image: noisy at level t inside the hole, clean outside it
     t     [B] int64     the noise level, 0-based: t = 0 is the paper's t = 1; ᾱ_{-1} = 1 is clean
     hole  [B, 1, H, W]  1 = to be filled, 0 = known
-and returns an estimate, [B, C, H, W], of the noise ε in x (or of v: see `DDPM.predict`). So a
+and returns an estimate, [B, C, H, W], of the noise ε in x (or of v or x_0: `DDPM.predict`). So a
 U-Net, its moving average, a compiled module or a closed-form oracle all drop in.
 
 There is one sampler. Known pixels are kept, clean, at every step and only the hole is generated;
@@ -15,18 +15,20 @@ from itertools import pairwise
 
 import torch
 
+PREDICTIONS = ("v", "eps", "x0")
+
 
 class DDPM:
     """The process that the variances β [T] define; tables in float64, cast where they are used.
 
-    `prediction` says what the network's output means: "eps" (Algorithm 1) or
-    "v", v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans and Ho 2022). `clip` keeps estimates of x_0 in [-1, 1],
+    `prediction` says what the network's output means: "eps" (Algorithm 1); "v",
+    v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans and Ho 2022); or "x0", the image itself. `clip` keeps estimates of x_0 in [-1, 1],
     where images live; without it an ε-network's small errors at the noisy end become huge in x_0.
     """
 
     def __init__(self, betas, prediction="eps", clip=False):
-        if prediction not in ("eps", "v"):
-            raise ValueError(f"prediction is 'eps' or 'v', not {prediction!r}")
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction is one of {PREDICTIONS}, not {prediction!r}")
         self.betas = betas.double()
         self.alphas_bar = torch.cumprod(1 - self.betas, dim=0)
         self.T = len(betas)
@@ -84,8 +86,8 @@ class DDPM:
         return mean / (1 - alpha_bar), (1 - previous) / (1 - alpha_bar) * beta
 
     def predict(self, eps_model, x, t, hole):
-        """The network's x_0 and ε at x, whatever its output means. Its counterpart is `target`: only
-        these two know what the network predicts.
+        """The network's x_0 and ε at x, whatever its output means. Its counterpart is `target`: these
+        two know what the network predicts, and `loss` what an error in x_0 weighs.
 
         v = √ᾱ ε - √(1-ᾱ) x_0 turns (x_0, ε) by an angle, so it turns back without dividing by
         anything; from ε alone, x_0 needs a division by √ᾱ, which is nearly 0 at the noisy end.
@@ -95,6 +97,8 @@ class DDPM:
         signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         if self.prediction == "eps":
             x0, eps = self.predict_x0(x, t, output), output
+        elif self.prediction == "x0":
+            x0, eps = output, self.predict_eps(x, t, output)
         else:
             x0, eps = signal * x - noise * output, noise * x + signal * output
         if self.clip:
@@ -108,6 +112,8 @@ class DDPM:
         """What the network's output should be at x_t = q_sample(x0, t, noise); see `predict`."""
         if self.prediction == "eps":
             return noise
+        if self.prediction == "x0":
+            return x0
         alpha_bar = self.alpha_bar(t, x0)
         return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
 
@@ -116,10 +122,14 @@ class DDPM:
 
         x0, noise [B, C, H, W], x0 in [-1, 1]; hole [B, 1, H, W]; t [B]. The mean over the hole alone
         keeps the loss's scale the same for a small hole and for an unconditional image. For a
-        v-network, v stands for ε.
+        v-network, v stands for ε; and for an x_0-network too: v = (√ᾱ x_t - x_0) / √(1-ᾱ), with
+        a divisor of at least 0.1, without which the least noisy levels would outweigh all others
+        (after Li and He 2025).
         """
         x = hole * self.q_sample(x0, t, noise) + (1 - hole) * x0          # known pixels are kept
         error = eps_model(x, t, hole) - self.target(x0, noise, t)
+        if self.prediction == "x0":
+            error = error / (1 - self.alpha_bar(t, x0)).sqrt().clamp(min=0.1)
         squares = error.square().mean(dim=1, keepdim=True)
         return ((squares * hole).sum(dim=(1, 2, 3)) / hole.sum(dim=(1, 2, 3))).mean()
 

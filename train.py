@@ -22,7 +22,7 @@ from PIL import Image
 
 import data
 import masks
-from ddpm import DDPM
+from ddpm import DDPM, PREDICTIONS
 from muon import Muon, split
 from schedules import SCHEDULES
 from support import distributed, runs
@@ -188,7 +188,7 @@ def parse(argv=None):
     add("--ema", type=float, default=0.999, help="decay of the moving average, a step")
     add("--schedule", choices=SCHEDULES, default="rescaled", help="noise schedule")
     add("--T", type=int, default=300, help="levels of noise")
-    add("--prediction", choices=("v", "eps"), default="v", help="what the network predicts")
+    add("--prediction", choices=PREDICTIONS, default="v", help="what the network predicts")
     add("--patch", type=int, default=2, help="pixels are gathered in squares of this side")
     add("--widths", type=int, nargs="+", default=[64, 128, 224], help="channels per resolution")
     add("--blocks", type=int, default=2, help="residual blocks per resolution")

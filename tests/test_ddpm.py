@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from torch.testing import assert_close
 
 import ddpm
-from ddpm import DDPM
+from ddpm import DDPM, PREDICTIONS
 from helpers import random_loss
 from schedules import SCHEDULES, cosine_betas, linear_betas, rescaled_betas
 
@@ -38,7 +38,7 @@ class World:
         return hole[0].expand_as(self.mean).flatten() > 0
 
     def __call__(self, x, t, hole):
-        """ε or v in the hole; outside it a number that would be noticed if it were used."""
+        """ε, v or x_0 in the hole; outside it a number that would be noticed if it were used."""
         self.calls.append(int(t[0]))
         alpha_bar, (m, C) = self.process.alphas_bar[t[0]], self.conditional(x, hole)
         x_t = x.flatten(1)[:, self.inside(hole)]
@@ -47,6 +47,8 @@ class World:
         answer = (x_t - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
         if self.process.prediction == "v":
             answer = alpha_bar.sqrt() * answer - (1 - alpha_bar).sqrt() * x0
+        elif self.process.prediction == "x0":
+            answer = x0
         output = torch.full_like(x, 99.0).flatten(1)
         output[:, self.inside(hole)] = answer
         return output.reshape(x.shape)
@@ -113,7 +115,7 @@ def drawn_from(world, n, seed=0):
 MEAN = 5e-4
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("eta, allowance", [(1.0, 0.010), (0.0, 0.0045)])
 def test_unconditional_moments_of_two_pixels(monkeypatch, prediction, eta, allowance):
     world = two_pixels(DDPM(cosine_betas(300), prediction))
@@ -133,7 +135,7 @@ def test_unconditional_moments_of_a_textured_image(monkeypatch, steps, eta, allo
 
 
 @pytest.mark.parametrize("betas", [cosine_betas, rescaled_betas])
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps, eta, allowance", [(300, 0.0, 0.0045), (150, 1.0, 0.004),
                                                    (20, 0.0, 0.008), (20, 1.0, 0.008)])
 def test_inpainting_has_the_conditional_moments(monkeypatch, betas, prediction, steps, eta,
@@ -219,7 +221,7 @@ def test_real_draws_have_the_moments_too(eta):
     assert_close(skew, torch.zeros(2, dtype=F64), rtol=0, atol=4 * math.sqrt(6 / n))
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 7, None])
 def test_where_there_is_one_image_every_sampler_lands_on_it(prediction, eta, steps):
@@ -240,7 +242,7 @@ def setting(prediction="eps", T=12, n=3):
     return DDPM(linear_betas(T, 0.01, 0.4), prediction), lambda x, t, hole: 0.5 * x, image, hole
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_known_pixels_come_back_bit_for_bit(prediction, eta):
     process, network, image, hole = setting(prediction)
@@ -425,7 +427,7 @@ def test_predict_x0_and_predict_eps_undo_q_sample(t, seed):
     assert_close(process.predict_eps(x_t, t, x0), eps, rtol=0, atol=1e-10)
 
 
-@given(t=st.integers(0, 299), prediction=st.sampled_from(["eps", "v"]))
+@given(t=st.integers(0, 299), prediction=st.sampled_from(PREDICTIONS))
 def test_predict_knows_what_the_network_means(t, prediction):
     process, t = DDPM(cosine_betas(300), prediction), torch.tensor([t, t])
     x0, eps = torch.randn(2, 2, 3, 4, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
@@ -434,7 +436,7 @@ def test_predict_knows_what_the_network_means(t, prediction):
     assert_close(torch.stack(ours), torch.stack([x0, eps]), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_clipped_prediction_still_explains_x(prediction):
     """x_0 is in [-1, 1] and √ᾱ x_0 + √(1-ᾱ) ε is x, at every level; inside, nothing changes."""
     process, t = DDPM(cosine_betas(50), prediction, clip=True), torch.arange(50)
@@ -446,9 +448,9 @@ def test_a_clipped_prediction_still_explains_x(prediction):
     assert_close(process.q_sample(x0, t, noise), x)
 
 
-def test_only_eps_and_v_are_predictions():
-    with pytest.raises(ValueError):
-        DDPM(linear_betas(3), "x0")
+def test_only_these_are_predictions():
+    with pytest.raises(ValueError, match="score"):
+        DDPM(linear_betas(3), "score")
 
 
 # ---- the loss --------------------------------------------------------------------------------
@@ -461,7 +463,8 @@ def perfect(process, x0, hole, record=None):
         alpha_bar = process.alphas_bar[t].reshape(-1, 1, 1, 1)
         eps = (x - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
         v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0
-        return torch.where(hole > 0, eps if process.prediction == "eps" else v, 99.0)
+        answers = {"eps": eps, "v": v, "x0": x0}
+        return torch.where(hole > 0, answers[process.prediction], 99.0)
     return network
 
 
@@ -474,7 +477,7 @@ def images_and_holes(n, shares, channels=3, side=6):
     return x0, (ranks < pixels[:, None]).to(F64).reshape(n, 1, side, side)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_perfect_network_has_no_loss_whatever_it_says_outside_the_hole(prediction):
     process, (x0, hole) = DDPM(cosine_betas(50), prediction), images_and_holes(64, [0, 0.3, 1])
     loss = random_loss(process, perfect(process, x0, hole), x0, hole, torch.Generator().manual_seed(0))
@@ -488,6 +491,17 @@ def test_every_image_weighs_the_same_whatever_its_hole(prediction):
     network = perfect(process, x0, hole)
     loss = random_loss(process, lambda *a: network(*a) + numbers(1, 2), x0, hole)
     assert_close(loss, torch.tensor(2.5, dtype=F64), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("level", [0, 1, 12, 49])
+def test_an_error_in_x0_costs_what_the_same_error_costs_as_v(level):
+    """x_0 = √ᾱ x_t - √(1-ᾱ) v, so an error of 0.3 in x_0 is one of 0.3/√(1-ᾱ) in v; the least noisy
+    level, where √(1-ᾱ) = 0.03, counts as if it were 0.1."""
+    process, (x0, hole) = DDPM(cosine_betas(50), "x0"), images_and_holes(4, [0.3])
+    t, noise = torch.full((4,), level), torch.randn(x0.shape, dtype=F64)
+    network, share = perfect(process, x0, hole), (1 - process.alphas_bar[level]).sqrt().item()
+    loss = process.loss(lambda *a: network(*a) + 0.3, x0, hole, t, noise)
+    assert loss.item() == pytest.approx((0.3 / max(share, 0.1)) ** 2)
 
 
 @pytest.mark.parametrize("share", [0, 0.2, 1])

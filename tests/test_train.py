@@ -89,7 +89,7 @@ def test_weights_are_the_moving_average_in_half_precision(tmp_path):
     assert max(moved) > 0, "the average should lag behind the network"
 
 
-@pytest.mark.parametrize("prediction, left", [("v", 0.1), ("eps", 0.4)])
+@pytest.mark.parametrize("prediction, left", [("v", 0.1), ("eps", 0.4), ("x0", 0.1)])
 def test_training_overfits_eight_images(prediction, left):
     """Little of the variance among the eight is left as error in the hole; ε learns more slowly."""
     torch.manual_seed(0)
