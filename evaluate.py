@@ -15,7 +15,6 @@ a file a batch, from which --resume goes on.
 """
 import argparse
 import contextlib
-import csv
 import functools
 import hashlib
 import itertools
@@ -23,7 +22,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -31,13 +29,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchmetrics
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
 
 import data
 import inpaint
 import masks
 import methods
+import report
 import scores
 from support import distributed
 from support.cli import BadInput, check_range, device, run
@@ -51,9 +50,6 @@ from support.files import (
 )
 
 DEFAULT = ("keep", "biharmonic", "mean", "masked")
-COLUMNS = {"psnr_hole": ("PSNR hole", 2), "psnr_hole_mean": ("mean of K", 2),
-           "psnr_hole_best": ("best of K", 2), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3),
-           "l1": ("L1", 1), "lpips": ("LPIPS", 3), "crps": ("CRPS", 1), "diversity": ("spread", 1)}
 
 
 # ---- fills: uint8 [B, K, H, W, 3] of a batch, drawn by a method or read from files -------------
@@ -74,7 +70,7 @@ def read_fills(folder, mask, name, images, hole, first):
         files = numbered(Path(folder) / mask / name, first + i)
         fills = [torch.from_numpy(np.array(data.open_image(str(file)))) for file in files]
         if not fills or any(fill.shape != image.shape for fill in fills):
-            raise BadInput(f"{folder}/{mask}/{name}: {first + i:05}_0.png, _1.png, … must be there, "
+            raise BadInput(f"{folder}/{mask}/{name}: needs {first + i:05}_0.png, _1.png, …, "
                            f"{len(image)}×{len(image)} pixels, and so for every image")
         drawn.append(torch.stack(fills))
     if len({len(fills) for fills in drawn}) > 1:
@@ -120,7 +116,8 @@ def save_fills(folder, mask, name, images, hole, fills, first, metadata=None):
 def score_parts(args, images, holes, chosen, lpips, features):
     """Fill and score this process's share of the batches, each into its file of --out/parts."""
     work = [(mask, name, first) for mask in holes for name in args.methods
-            for first in range(0, len(images), args.batch)][distributed.RANK::distributed.WORLD_SIZE]
+            for first in range(0, len(images), args.batch)]
+    work = work[distributed.RANK::distributed.WORLD_SIZE]
     left = [task for task in work if not part(args, *task).exists()]
     training = functools.cache(lambda: unseen(args, images))
     for mask, name, first in tqdm(left, "scoring", len(work), initial=len(work) - len(left),
@@ -203,7 +200,7 @@ def digest(content):
 
 
 def unseen(args, images):
-    """The training images for methods that learn from them; refused if they hold one to be scored."""
+    """The training images, for methods that learn; refused if one of them is to be scored."""
     train = training_images(args)
     scored = {image.tobytes() for image in images.numpy()}
     both = sum(image.tobytes() in scored for image in train.numpy())
@@ -232,7 +229,7 @@ def summarize(args, images, found, features):
             for name, pictures in (("held-out", images), ("training", train)))
         real = train if args.reference == "train" else held_out
     for (mask, name), values in found.items():
-        result = {"mask": mask, "method": name, "n": len(images), **means(values)}
+        result = {"mask": mask, "method": name, "n": len(images), **report.means(values)}
         result |= {f"{key}_minus_first": scores.interval(values[key] - found[mask, first][key])
                    for key in scores.SCORES}
         if features:
@@ -244,136 +241,9 @@ def summarize(args, images, found, features):
     return results
 
 
-def means(values):
-    """Of some images' scores: every mean with its interval, spread/skill, calls and seconds."""
-    samples = int(values["samples"][0])
-    return {"samples": samples, "calls": values["calls"][0],
-            "seconds": np.median(values["seconds"]), "scoring": np.median(values["scoring"]),
-            "spread_skill": scores.spread_skill(values["variance"], values["error"], samples),
-            **{key: scores.interval(values[key]) for key in scores.SCORES}}
-
-
 def distances(real, fake):
     kd, kd_std = scores.kernel(real, fake)
     return {"fd": scores.frechet(real, fake), "kd": kd, "kd_std": kd_std, "n_real": len(real)}
-
-
-def by_area(args, found):
-    """Likewise by the hole's area in tenths, whatever its family."""
-    results = []
-    for name in args.methods:
-        several = [found[mask, name] for mask in args.masks]
-        values = {key: np.concatenate([v[key] for v in several]) for key in several[0]}
-        tenth = (np.ceil(values["area"] * 10) - 1).clip(0).astype(int)
-        for i in np.unique(tenth):
-            chosen = {key: value[tenth == i] if len(value) == len(tenth) else value
-                      for key, value in values.items()}
-            results.append({"mask": f"{10 * i}–{10 * (i + 1)} %", "method": name,
-                            "n": int((tenth == i).sum()), **means(chosen)})
-    return sorted(results, key=lambda result: int(result["mask"].split("–")[0]))
-
-
-def table(results, features="", suffix=""):
-    """Markdown: a line a mask and method, every mean with half its interval."""
-    fd, kd = (f"FD({features})", f"KD({features})") if features else ("FID", "KID")
-    heads = ["mask", "method", "n", *(head for head, _ in COLUMNS.values())]
-    if not suffix:
-        heads += ["spread/skill", fd, f"{kd} × 1000", "calls", "s/sample"]
-
-    def cell(value, digits):
-        mean, low, high = value if isinstance(value, tuple) else (value, math.nan, math.nan)
-        half = "" if math.isnan(high - low) else f" ± {(high - low) / 2:.{digits}f}"
-        return "–" if math.isnan(mean) else f"{mean:.{digits}f}{half}"
-
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for r in results:
-        cells = [cell(r.get(key + suffix, math.nan), digits)
-                 for key, (_, digits) in COLUMNS.items()]
-        if not suffix:
-            cells += [cell(r.get(key, math.nan) * factor, digits) for key, factor, digits in
-                      (("spread_skill", 1, 2), ("fd", 1, 2), ("kd", 1000, 2), ("calls", 1, 0),
-                       ("seconds", 1, 3))]
-        lines.append("| " + " | ".join([r["mask"], r["method"], str(r["n"]), *cells]) + " |")
-    return "\n".join(lines)
-
-
-def report(args, images, found, results, versions):
-    """All tables as one text that says what was scored."""
-    features = Path(args.features).stem if args.features else ""
-    scoring = max(np.median(values["scoring"]) for values in found.values())
-    real = next((r for r in results if "n_real" in r), None)
-    lines = [f"{len(images)} images of the {args.split} split, {args.size}×{args.size} (crop "
-             f"{args.crop}), the same holes for all, seed {args.seed}; K = {args.samples} samples of "
-             f"{args.steps} steps of a method that draws. Scores of the "
-             "composite, known pixels exact, in 8 bits; means over images ± half a 95 % bootstrap "
-             "interval; L1, CRPS and spread in the hole, of 255."]
-    if real:
-        lines[0] += (f" {'FD' if features else 'FID'} against {real['n_real']} real images "
-                     f"({args.reference}); the row real is their distance to other real images.")
-    lines += ["", table(results, features)]
-    if len(args.methods) > 1:
-        lines += ["", f"Paired differences to {args.methods[0]}, image by image:", "",
-                  table([r for r in results if r["method"] not in (args.methods[0], "real")],
-                        suffix="_minus_first")]
-    if args.by_area:
-        lines += ["", "By the hole's area:", "", table(by_area(args, found), features)]
-    hardware = ", ".join(f"{key} {value}" for key, value in versions.items())
-    return "\n".join([*lines, "", f"Beside the filling, scoring took {1e3 * scoring:.1f} ms an image "
-                                  f"and method, {1 / scoring:.0f} a second in a process. {hardware}"])
-
-
-def write(args, images, holes, found, results, text, versions):
-    out = Path(args.out)
-    with atomic_write(out / "scores.csv") as half, open(half, "w", newline="") as file:
-        writer = csv.writer(file)
-        keys = [*scores.SCORES, "variance", "error", "area"]
-        writer.writerow(["image", "mask", "method", *keys])
-        for (mask, name), values in found.items():
-            writer.writerows([i, mask, name, *row]
-                             for i, row in enumerate(zip(*(values[key] for key in keys))))
-    with atomic_write(out / "results.json") as half:
-        content = {"settings": vars(args), "provenance": provenance(args.weights, args.seed),
-                   "versions": versions, "results": results,
-                   "by_area": by_area(args, found) if args.by_area else []}
-        half.write_text(json.dumps(finite(content), indent=1, allow_nan=False, default=str))
-    with atomic_write(out / "holes.npz") as half, open(half, "wb") as file:
-        np.savez_compressed(file, **{mask: hole.byte().numpy() for mask, hole in holes.items()})
-    write_png(preview(images, holes, found), out / "preview.png",
-              provenance(args.weights, args.seed))
-    with atomic_write(out / "table.md") as half:
-        half.write_text(text + "\n")
-    for scored in (out / "parts").glob("*.npz"):                 # before the settings: a removal
-        scored.unlink()                                          # that is cut off can be resumed
-    shutil.rmtree(out / "parts")
-
-
-def finite(content):
-    """The same for JSON, which knows no NaN: what could not be measured is null."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [finite(value) for value in content]
-    if isinstance(content, (float, np.floating)):
-        return float(content) if math.isfinite(content) else None
-    return int(content) if isinstance(content, np.integer) else content
-
-
-def preview(images, holes, found):
-    """The first 8 images: of every mask what was given, and a row a method."""
-    rows = []
-    for mask, hole in holes.items():
-        given = torch.where(hole[:8].permute(0, 2, 3, 1) > 0, 128, images[:8]).byte().numpy()
-        rows.append((mask, given))
-        rows += [(f"  {name}", values["preview"]) for (other, name), values in found.items()
-                 if other == mask]
-    rows.append(("original", images[:8].numpy()))
-    side, margin = images.shape[1], 120
-    sheet = Image.new("RGB", (margin + side * len(images[:8]), side * len(rows)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for i, (label, row) in enumerate(rows):
-        sheet.paste(Image.fromarray(np.concatenate(row, axis=1)), (margin, i * side))
-        pen.text((4, (i + 0.5) * side), label[:18], fill="black", font=font, anchor="lm")
-    return sheet
 
 
 # ---- the command -----------------------------------------------------------------------------
@@ -433,7 +303,7 @@ def parse():
     names = [Path(name).stem for name in args.methods]
     twice = {name for name in names if names.count(name) > 1 or name == "real"}
     if twice:
-        raise BadInput(f"two methods are called {min(twice)} (real is what real images are called): "
+        raise BadInput(f"two methods are called {min(twice)} (real images are the method real): "
                        "rename a file or a folder")
     return args
 
@@ -482,9 +352,9 @@ def finish(args, images, holes, features):
                 "device": torch.cuda.get_device_name() if "cuda" in args.device else "CPU",
                 "processes": distributed.WORLD_SIZE, "threads each": torch.get_num_threads()}
     results = summarize(args, images, found, features)
-    text = report(args, images, found, results, versions)
-    write(args, images, holes, found, results, text, versions)
-    print(text)
+    tables = report.text(args, images, found, results, versions)
+    report.write(args, images, holes, found, results, tables, versions)
+    print(tables)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,145 @@
+"""The report of an evaluation: tables, scores.csv, results.json and a picture."""
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+import scores
+from support.files import atomic_write, provenance, write_png
+
+COLUMNS = {"psnr_hole": ("PSNR hole", 2), "psnr_hole_mean": ("mean of K", 2),
+           "psnr_hole_best": ("best of K", 2), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3),
+           "l1": ("L1", 1), "lpips": ("LPIPS", 3), "crps": ("CRPS", 1), "diversity": ("spread", 1)}
+
+
+def means(values):
+    """Of some images' scores: every mean with its interval, spread/skill, calls and seconds."""
+    samples = int(values["samples"][0])
+    return {"samples": samples, "calls": values["calls"][0],
+            "seconds": np.median(values["seconds"]), "scoring": np.median(values["scoring"]),
+            "spread_skill": scores.spread_skill(values["variance"], values["error"], samples),
+            **{key: scores.interval(values[key]) for key in scores.SCORES}}
+
+
+def by_area(args, found):
+    """Likewise by the hole's area in tenths, whatever its family."""
+    results = []
+    for name in args.methods:
+        several = [found[mask, name] for mask in args.masks]
+        values = {key: np.concatenate([v[key] for v in several]) for key in several[0]}
+        tenth = (np.ceil(values["area"] * 10) - 1).clip(0).astype(int)
+        for i in np.unique(tenth):
+            chosen = {key: value[tenth == i] if len(value) == len(tenth) else value
+                      for key, value in values.items()}
+            results.append({"mask": f"{10 * i}–{10 * (i + 1)} %", "method": name,
+                            "n": int((tenth == i).sum()), **means(chosen)})
+    return sorted(results, key=lambda result: int(result["mask"].split("–")[0]))
+
+
+def table(results, features="", suffix=""):
+    """Markdown: a line a mask and method, every mean with half its interval."""
+    fd, kd = (f"FD({features})", f"KD({features})") if features else ("FID", "KID")
+    heads = ["mask", "method", "n", *(head for head, _ in COLUMNS.values())]
+    if not suffix:
+        heads += ["spread/skill", fd, f"{kd} × 1000", "calls", "s/sample"]
+
+    def cell(value, digits):
+        mean, low, high = value if isinstance(value, tuple) else (value, math.nan, math.nan)
+        half = "" if math.isnan(high - low) else f" ± {(high - low) / 2:.{digits}f}"
+        return "–" if math.isnan(mean) else f"{mean:.{digits}f}{half}"
+
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for r in results:
+        cells = [cell(r.get(key + suffix, math.nan), digits)
+                 for key, (_, digits) in COLUMNS.items()]
+        if not suffix:
+            cells += [cell(r.get(key, math.nan) * factor, digits) for key, factor, digits in
+                      (("spread_skill", 1, 2), ("fd", 1, 2), ("kd", 1000, 2), ("calls", 1, 0),
+                       ("seconds", 1, 3))]
+        lines.append("| " + " | ".join([r["mask"], r["method"], str(r["n"]), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def text(args, images, found, results, versions):
+    """All tables as one text that says what was scored."""
+    features = Path(args.features).stem if args.features else ""
+    scoring = max(np.median(values["scoring"]) for values in found.values())
+    real = next((r for r in results if "n_real" in r), None)
+    lines = [f"{len(images)} images of the {args.split} split, {args.size}×{args.size} (crop "
+             f"{args.crop}), the same holes for all, seed {args.seed}; K = {args.samples} samples "
+             f"of {args.steps} steps of a method that draws. Scores of the "
+             "composite, known pixels exact, in 8 bits; means over images ± half a 95 % bootstrap "
+             "interval; L1, CRPS and spread in the hole, of 255."]
+    if real:
+        lines[0] += (f" {'FD' if features else 'FID'} against {real['n_real']} real images "
+                     f"({args.reference}); the row real is their distance to other real images.")
+    lines += ["", table(results, features)]
+    if len(args.methods) > 1:
+        lines += ["", f"Paired differences to {args.methods[0]}, image by image:", "",
+                  table([r for r in results if r["method"] not in (args.methods[0], "real")],
+                        suffix="_minus_first")]
+    if args.by_area:
+        lines += ["", "By the hole's area:", "", table(by_area(args, found), features)]
+    hardware = ", ".join(f"{key} {value}" for key, value in versions.items())
+    lines += ["", f"Beside the filling, scoring took {1e3 * scoring:.1f} ms an image and method, "
+                  f"{1 / scoring:.0f} a second in a process. {hardware}"]
+    return "\n".join(lines)
+
+
+def write(args, images, holes, found, results, tables, versions):
+    out = Path(args.out)
+    with atomic_write(out / "scores.csv") as half, open(half, "w", newline="") as file:
+        writer = csv.writer(file)
+        keys = [*scores.SCORES, "variance", "error", "area"]
+        writer.writerow(["image", "mask", "method", *keys])
+        for (mask, name), values in found.items():
+            writer.writerows([i, mask, name, *row]
+                             for i, row in enumerate(zip(*(values[key] for key in keys), strict=True)))
+    with atomic_write(out / "results.json") as half:
+        content = {"settings": vars(args), "provenance": provenance(args.weights, args.seed),
+                   "versions": versions, "results": results,
+                   "by_area": by_area(args, found) if args.by_area else []}
+        half.write_text(json.dumps(finite(content), indent=1, allow_nan=False, default=str))
+    with atomic_write(out / "holes.npz") as half, open(half, "wb") as file:
+        np.savez_compressed(file, **{mask: hole.byte().numpy() for mask, hole in holes.items()})
+    write_png(preview(images, holes, found), out / "preview.png",
+              provenance(args.weights, args.seed))
+    with atomic_write(out / "table.md") as half:
+        half.write_text(tables + "\n")
+    for scored in (out / "parts").glob("*.npz"):                 # before the settings: a removal
+        scored.unlink()                                          # that is cut off can be resumed
+    shutil.rmtree(out / "parts")
+
+
+def finite(content):
+    """The same for JSON, which knows no NaN: what could not be measured is null."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [finite(value) for value in content]
+    if isinstance(content, (float, np.floating)):
+        return float(content) if math.isfinite(content) else None
+    return int(content) if isinstance(content, np.integer) else content
+
+
+def preview(images, holes, found):
+    """The first 8 images: of every mask what was given, and a row a method."""
+    rows = []
+    for mask, hole in holes.items():
+        given = torch.where(hole[:8].permute(0, 2, 3, 1) > 0, 128, images[:8]).byte().numpy()
+        rows.append((mask, given))
+        rows += [(f"  {name}", values["preview"]) for (other, name), values in found.items()
+                 if other == mask]
+    rows.append(("original", images[:8].numpy()))
+    side, margin = images.shape[1], 120
+    sheet = Image.new("RGB", (margin + side * len(images[:8]), side * len(rows)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for i, (label, row) in enumerate(rows):
+        sheet.paste(Image.fromarray(np.concatenate(row, axis=1)), (margin, i * side))
+        pen.text((4, (i + 0.5) * side), label[:18], fill="black", font=font, anchor="lm")
+    return sheet
