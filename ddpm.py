@@ -22,8 +22,9 @@ class DDPM:
     """The process that the variances β [T] define; tables in float64, cast where they are used.
 
     `prediction` says what the network's output means: "eps" (Algorithm 1); "v",
-    v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans and Ho 2022); or "x0", the image itself. `clip` keeps estimates of x_0 in [-1, 1],
-    where images live; without it an ε-network's small errors at the noisy end become huge in x_0.
+    v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans and Ho 2022); or "x0", the image itself. `clip` keeps estimates
+    of x_0 in [-1, 1], where images live; without it, an ε-network's small errors at high noise
+    become huge in x_0.
     """
 
     def __init__(self, betas, prediction="eps", clip=False):
@@ -86,8 +87,8 @@ class DDPM:
         return mean / (1 - alpha_bar), (1 - previous) / (1 - alpha_bar) * beta
 
     def predict(self, eps_model, x, t, hole):
-        """The network's x_0 and ε at x, whatever its output means. Its counterpart is `target`: these
-        two know what the network predicts, and `loss` what an error in x_0 weighs.
+        """The network's x_0 and ε at x, whatever its output means. Its counterpart is `target`; the
+        two know what the network predicts, and `loss` how much an error in x_0 weighs.
 
         v = √ᾱ ε - √(1-ᾱ) x_0 turns (x_0, ε) by an angle, so it turns back without dividing by
         anything; from ε alone, x_0 needs a division by √ᾱ, which is nearly 0 at the noisy end.
@@ -120,8 +121,8 @@ class DDPM:
     def loss(self, eps_model, x0, hole, t, noise):
         """‖ε - ε_θ(x_t, t)‖², averaged over the hole's pixels, then over the images; a scalar.
 
-        x0, noise [B, C, H, W], x0 in [-1, 1]; hole [B, 1, H, W]; t [B]. The mean over the hole alone
-        keeps the loss's scale the same for a small hole and for an unconditional image. For a
+        x0, noise [B, C, H, W], x0 in [-1, 1]; hole [B, 1, H, W]; t [B]. The mean over the hole
+        alone keeps the loss's scale the same for a small hole and for an unconditional image. For a
         v-network, v stands for ε; and for an x_0-network too: v = (√ᾱ x_t - x_0) / √(1-ᾱ), with
         a divisor of at least 0.1, without which the least noisy levels would outweigh all others
         (after Li and He 2025).
@@ -162,8 +163,8 @@ class DDPM:
         return x0.clamp(-1, 1) if self.clip else x0
 
     def solver_step(self, x, x0, eps, t, s, previous=None, eta=1.0, generator=None):
-        """`step` from x at level t to s; aimed `extrapolate_x0`, if the last estimate and its level are given,
-        (x_0, level), and s is not yet clean."""
+        """`step` from x at level t to s: of second order, aimed at `extrapolate_x0`, if `previous`,
+        the last estimate and its level, (x_0, level), is given and s is not yet clean."""
         if previous and s >= 0:
             x0 = self.extrapolate_x0(x0, t, *previous, s)
             eps = self.predict_eps(x, t, x0)
@@ -178,10 +179,10 @@ class DDPM:
     def timesteps(self, steps):
         """`steps` levels from T-1 down, and -1 after them: where the network looks.
 
-        Evenly spaced, as far as there are levels, in the angle by which x_t is turned from the image
-        to the noise, arccos(√ᾱ_t cos θ_0). With the cosine schedule's θ_0 = 0.0125 its levels are
-        even in t, and any other schedule's as noisy as those: no call is spent where nearly all
-        is noise, and the last look is a stride above clean, where there is something left to see.
+        Evenly spaced, as far as there are levels, in the angle arccos(√ᾱ_t cos θ_0) between x_t
+        and the image. With θ_0 = 0.0125 the cosine schedule's levels are even in t, and any other
+        schedule's are as noisy as those: no call is wasted where nearly all is noise, and the last
+        one is a full stride above clean, where there is still noise to remove.
         """
         if not 1 <= steps <= self.T:
             raise ValueError(f"steps is 1 … {self.T}, the length of the chain, not {steps}")
@@ -198,10 +199,11 @@ class DDPM:
 
         image [B, C, H, W] in [-1, 1]; what it holds inside the hole is never looked at.
         hole  [B, 1, H, W]; all ones: an unconditional sample.
-        steps None is the whole chain, T calls; fewer take longer steps, see `extrapolate_x0`; eta: see `step`.
-        generator: one, or a list of one an image, which makes a fill independent of its batch.
-        callback(t, x, x0), if given, is called after every step with t's level, x and the x_0 seen.
-        Returns [B, C, H, W]: outside the hole exactly `image`; inside it in [-1, 1] if `clip` is set.
+        steps     None: the whole chain, T calls; fewer take longer steps, see `extrapolate_x0`.
+        eta       see `step`.
+        generator one, or a list of one per image, which makes a fill independent of its batch.
+        callback  callback(t, x, x0) is called after every step: level, new x, estimate of x_0.
+        Returns [B, C, H, W]: outside the hole exactly `image`; inside, in [-1, 1] if `clip` is set.
         """
         times = self.timesteps(self.T if steps is None else steps)
         x, previous = torch.where(hole > 0, randn_like(image, generator), image), None
@@ -209,7 +211,7 @@ class DDPM:
             x0, eps = self.predict(eps_model, x, torch.full((len(x),), t, device=x.device), hole)
             x = self.solver_step(x, x0, eps, t, s, previous, eta, generator)
             x = torch.where(hole > 0, x, image)
-            previous = (x0, t) if len(times) <= self.T else None     # every level: Algorithm 2 as it is
+            previous = (x0, t) if len(times) <= self.T else None   # all T: Algorithm 2 as it is
             if callback:
                 callback(t, x, x0)
         return x

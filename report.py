@@ -98,8 +98,8 @@ def write(args, images, holes, found, results, tables, versions):
         keys = [*scores.SCORES, "variance", "error", "area"]
         writer.writerow(["image", "mask", "method", *keys])
         for (mask, name), values in found.items():
-            writer.writerows([i, mask, name, *row]
-                             for i, row in enumerate(zip(*(values[key] for key in keys), strict=True)))
+            rows = zip(*(values[key] for key in keys), strict=True)
+            writer.writerows([i, mask, name, *row] for i, row in enumerate(rows))
     with atomic_write(out / "results.json") as half:
         content = {"settings": vars(args), "provenance": provenance(args.weights, args.seed),
                    "versions": versions, "results": results,
