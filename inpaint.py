@@ -167,6 +167,12 @@ def read_photographs(paths):
     if count > 1:
         raise BadInput(f"two images are called {stem}: their results would overwrite each "
                        "other; rename one")
+    stems = {file.stem for file in files}
+    for stem in stems:
+        base, _, end = stem.rpartition("_")
+        if base in stems and (end in ("input", "hole") or end.isdecimal()):
+            raise BadInput(f"{stem} is also the name of a result of {base}: rename one, or fill them "
+                           "into folders of their own")
     return {file.stem: data.open_image(file) for file in files}
 
 
@@ -178,6 +184,10 @@ def read_hole(mask, photographs, size, seed):
     if not Path(mask).is_file():
         raise BadInput(f"--mask {mask}: neither a file nor one of {', '.join(masks.MASKS)}")
     picture = data.open_image(mask, background="black").convert("L")
+    brightest = picture.getextrema()[1]
+    if brightest > 0 and not masks.from_image(picture, picture.size).any():
+        raise BadInput(f"{mask}: white is what is filled, from 128 of 255 on, but the brightest of "
+                       f"its values is {brightest}: raise the contrast of the mask")
     holes = []
     for stem, photograph in photographs.items():
         (width, height), (w, h) = photograph.size, picture.size

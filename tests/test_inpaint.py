@@ -287,3 +287,42 @@ def test_the_older_ways_fill_by_name(command, tmp_path):
 def test_a_method_that_cannot_be_had_is_named(command, method, said):
     status, _, error = command("--method", method)
     assert status == 2 and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("values, mode", [
+    ((0, 255), "L"), ((0, 1), "L"), ((0, 100), "L"), ((20, 90), "L"), ((0, 1), "1"),
+    ((0, 1), "P"), ((0, 65_535), "I;16")])
+def test_a_mask_of_two_values_is_filled_where_it_is_brighter(command, tmp_path, values, mode):
+    """As drawing programs, numpy and datasets write them."""
+    photograph(tmp_path / "a.png")
+    pixels = np.zeros((60, 80), bool)
+    pixels[20:40, 30:50] = True
+    low, high = values
+    if mode == "I;16":
+        mask = Image.fromarray(np.where(pixels, high, low).astype(np.uint16))
+    elif mode == "P":
+        mask = Image.fromarray(pixels.astype(np.uint8), "P")
+        mask.putpalette([0, 0, 0, 255, 255, 255])
+    else:
+        mask = Image.fromarray(pixels if mode == "1" else
+                               np.where(pixels, high, low).astype(np.uint8))
+    mask.save(tmp_path / "mask.png")
+    assert command(tmp_path / "a.png", "--mask", tmp_path / "mask.png", "--samples", 1)[0] == 0
+    assert ((read("out/a_hole.png") == 255) == pixels).all()
+
+
+def test_a_mask_too_dark_to_tell_is_refused_with_its_brightest_value(command, tmp_path):
+    photograph(tmp_path / "a.png")
+    Image.fromarray((np.arange(60 * 80) % 120).astype(np.uint8).reshape(60, 80)).save(
+        tmp_path / "mask.png")
+    status, _, error = command(tmp_path / "a.png", "--mask", tmp_path / "mask.png")
+    assert status == 2 and "the brightest of its values is 119" in error
+
+
+@pytest.mark.parametrize("other", ["face_0", "face_input", "face_hole", "face_12"])
+def test_a_photograph_called_like_anothers_result_is_refused(command, tmp_path, other):
+    (tmp_path / "faces").mkdir()
+    for name in ("face", other):
+        photograph(tmp_path / "faces" / f"{name}.png")
+    status, _, error = command(tmp_path / "faces", "--mask", "center")
+    assert status == 2 and f"{other} is also the name of a result of face" in error
