@@ -70,7 +70,7 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
     shape = (len(members), size, size, 3)
     images = _open_cache(path, shape)
     if images is None:
-        with lock_folder(cache, wait=True):                       # while another process builds the same
+        with lock_folder(cache, wait=True):             # while another process builds the same
             images = _open_cache(path, shape)
             if images is None:
                 _build_cache(path, shape, members, crop)
@@ -83,7 +83,7 @@ def find(sources):
     changes when the content does (a zip's checksum, a file's time)."""
     members, zips = set(), set()
     for source in map(Path, sources):
-        if source.is_dir() and (source / "img_align_celeba").is_dir():
+        while (source / "img_align_celeba").is_dir():            # Kaggle's archive has it twice
             source = source / "img_align_celeba"
         if source.is_dir():
             _check_partition(source)
@@ -199,15 +199,23 @@ def _is_image(name):
 
 
 def _check_partition(folder):
-    """CelebA's own list of splits, if it lies in the folder or above it, must agree with ours."""
-    for path in (folder / "list_eval_partition.txt", folder.parent / "list_eval_partition.txt"):
-        if path.is_file():
-            for line in path.read_text(errors="replace").splitlines():
-                name, _, number = line.partition(" ")
-                if number.strip() not in ("0", "1", "2") or split_of(name) != SPLITS[int(number)]:
-                    raise BadInput(f"{path}: {line!r} is not CelebA's official split; "
-                                   "mend or remove the file")
-            return
+    """CelebA's own list of splits, if it lies in the folder or up to two above it, must agree with
+    ours: the authors' .txt, or Kaggle's .csv with a heading."""
+    for place in (folder, folder.parent, folder.parent.parent):
+        for path in (place / "list_eval_partition.txt", place / "list_eval_partition.csv"):
+            if path.is_file():
+                _check_lines(path)
+                return
+
+
+def _check_lines(path):
+    for line in path.read_text(errors="replace").splitlines():
+        name, _, number = line.replace(",", " ").strip().partition(" ")
+        if not name or name == "image_id":
+            continue
+        if number.strip() not in ("0", "1", "2") or split_of(name) != SPLITS[int(number)]:
+            raise BadInput(f"{path}: {line!r} is not CelebA's official split; mend or remove the "
+                           "file")
 
 
 def _open_zip(path):

@@ -170,6 +170,25 @@ def test_a_partition_file_is_believed_only_if_it_is_the_official_one(tmp_path, l
             load(faces.parent)
 
 
+@pytest.mark.parametrize("listing", [
+    "000001.jpg 0\n162771.jpg 1\n\n", "image_id,partition\n000001.jpg,0\n182638.jpg,2\n",
+    "000001.jpg  0\r\n"])
+def test_celeba_as_kaggle_ships_it(tmp_path, listing):
+    """The folder in a folder of its name; the list of splits beside them, as .txt or .csv."""
+    folder = tmp_path / "celeba" / "img_align_celeba" / "img_align_celeba"
+    folder.mkdir(parents=True)
+    for name, face in zip(LISTED, data.synthetic(len(LISTED), 16).numpy()):
+        Image.fromarray(face).save(folder / name)
+    suffix = "csv" if "," in listing else "txt"
+    path = tmp_path / "celeba" / f"list_eval_partition.{suffix}"
+    path.write_text(listing)
+    assert [len(data.load(tmp_path / "celeba", split, 16, cache=tmp_path / "cache"))
+            for split in data.SPLITS] == [2, 2, 2]
+    path.write_text(listing.replace("0", "7").replace("777771", "000001"))
+    with pytest.raises(BadInput, match="is not CelebA's official split"):
+        data.load(tmp_path / "celeba", "train", 16, cache=tmp_path / "cache")
+
+
 # ---- the cache -------------------------------------------------------------------------------
 
 def refuse(*_, **__):
