@@ -38,7 +38,8 @@ FINEST = 10       # the network is to see no more of a photograph than 10 × the
 def fill(method, images, hole, samples=4, seed=0, batch=BATCH):
     """`samples` fills of every image: what `draw` drew in the hole, exactly `images` outside it."""
     drawn = draw(method, images, hole, samples, seed, batch)
-    return torch.where(hole.permute(0, 2, 3, 1)[:, None] > 0, drawn, images[:, None].to(hole.device))
+    inside = hole.permute(0, 2, 3, 1)[:, None] > 0
+    return torch.where(inside, drawn, images[:, None].to(hole.device))
 
 
 def draw(method, images, hole, samples=4, seed=0, batch=BATCH):
@@ -70,8 +71,8 @@ def draw(method, images, hole, samples=4, seed=0, batch=BATCH):
 
 
 def noise_seed(seed, known, hole, k):
-    """The seed of sample k's generator, a hash of the arguments: alike photographs with unlike names
-    get the same fill, and no two faces share their noise."""
+    """The seed of sample k's generator, a hash of the arguments: a photograph gets the same fill
+    under any name, and no two faces share their noise."""
     content = hashlib.sha256(f"{seed} {k} {tuple(known.shape)}".encode())
     for pixels in (data.to_uint8(known[None]), hole > 0):
         content.update(pixels.cpu().numpy().tobytes())
@@ -171,8 +172,8 @@ def read_photographs(paths):
     for stem in stems:
         base, _, end = stem.rpartition("_")
         if base in stems and (end in ("input", "hole") or end.isdecimal()):
-            raise BadInput(f"{stem} is also the name of a result of {base}: rename one, or fill them "
-                           "into folders of their own")
+            raise BadInput(f"{stem} is also the name of a result of {base}: rename one, or fill "
+                           "them into folders of their own")
     return {file.stem: data.open_image(file) for file in files}
 
 
@@ -238,8 +239,8 @@ def main():
     add("--steps", type=int, default=20, help="network calls a fill, at most the chain's T")
     add("--eta", type=float, help="0: deterministic … 1: ancestral, as in DDPM, the default")
     add("--seed", type=int, default=0, help="of the noise and of a drawn hole")
-    add("--batch", type=int, default=BATCH, help="fills at a time; 1 takes up to twice as long, and a "
-        "fill is the same to the last bit however many are asked for")
+    add("--batch", type=int, default=BATCH, help="fills at a time; 1 takes up to twice as long, and "
+        "a fill is then the same to the last bit however many are asked for")
     add("--weights", default=WEIGHTS, help="a weights.pt or checkpoint.pt of train.py's")
     add("--out", default="out", help="folder for the results")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -269,7 +270,7 @@ def main():
     metadata = provenance(args.weights, args.seed)
 
     begun = time.time()
-    work = -(-samples // args.batch) * max(method.CALLS, 1)           # steps of the bar for an image
+    work = -(-samples // args.batch) * max(method.CALLS, 1)        # steps of the bar for an image
     with tqdm(total=len(holes) * work, desc="inpainting", unit=" calls") as bar:
         for i, ((stem, photograph), hole) in enumerate(zip(photographs.items(), holes)):
             if args.mask in masks.MASKS:

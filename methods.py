@@ -37,24 +37,26 @@ def replace(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callba
 
 def repaint(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None,
             jump=JUMP, repeats=REPEATS):
-    """`replace`, going back up `jump` levels and down again, `repeats` times at every jump-th level,
+    """`replace`, going back up `jump` levels and down again `repeats` times at every jump-th level,
     so that hole and surroundings come to agree (Lugmayr et al. 2022, Algorithm 1). With no more
     steps than `jump` there is nowhere to go back to, and it is `replace`."""
-    return _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, "x", jump, repeats)
+    return _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, "x",
+                   jump, repeats)
 
 
 def ddnm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None,
          jump=JUMP, repeats=1):
-    """Known pixels replace those of the estimated x_0 (Wang et al. 2023, Algorithm 1: the null-space
+    """Known pixels replace those of the estimated x_0 (Wang et al. 2023, Algorithm 1: null-space
     projection of inpainting); more repeats are its time travel (Algorithm 2)."""
-    return _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, "x0", jump, repeats)
+    return _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, "x0",
+                   jump, repeats)
 
 
 @torch.no_grad()
 def _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, pasted, jump, repeats):
     """Along jump_path with the network that knows no hole; the known pixels are `pasted` into "x",
     noised to its level, or into the estimate "x0", as they are."""
-    everything, times = torch.ones_like(hole), ddpm.timesteps(steps)[::-1]      # times[0] = -1 is clean
+    everything, times = torch.ones_like(hole), ddpm.timesteps(steps)[::-1]   # times[0] = -1: clean
     x, previous = randn_like(image, generator), None
     for here, there in pairwise(jump_path(steps, jump, repeats)):
         t, s = times[here], times[there]
@@ -128,7 +130,8 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
 
         def inpaint(image, hole, generator):
             with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
-                return NETWORK[method](ddpm, eps_model, image, hole, generator=generator, **settings)
+                return NETWORK[method](ddpm, eps_model, image, hole, generator=generator,
+                                       **settings)
         path = jump_path(steps, JUMP, REPEATS if method == "repaint" else 1)
         calls = sum(there < here for here, there in pairwise(path))
         return SimpleNamespace(inpaint=inpaint, DRAWS=True, CALLS=calls)

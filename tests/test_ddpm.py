@@ -182,7 +182,7 @@ def test_in_strides_the_solver_is_of_second_order_and_ddim_of_first(monkeypatch,
 
 @pytest.mark.parametrize("betas", [cosine_betas, rescaled_betas])
 def test_twenty_calls_vary_as_they_should_and_would_not_without_ahead(monkeypatch, betas):
-    """The fills' variance, of what it should be: all of it; Algorithm 2 in strides loses a third."""
+    """The fills have all the variance that they should; Algorithm 2 in strides loses a third."""
     world = textured(DDPM(betas(300)))
     image, hole = drawn_from(world, 1), box()
     _, C = world.conditional(image, hole)
@@ -277,7 +277,8 @@ def test_a_network_call_and_a_callback_a_step(steps):
         return network(x, t, hole)
 
     x = process.sample(counted, image, hole, steps, callback=lambda *report: reports.append(report))
-    assert [t for t, _ in calls] == [t for t, _, _ in reports] == process.timesteps(steps or 12)[:-1]
+    times = process.timesteps(steps or 12)[:-1]
+    assert [t for t, _ in calls] == [t for t, _, _ in reports] == times
     for (_, before), (_, after, _) in zip(calls[1:], reports):
         assert torch.equal(before, after)
     for (t, before), (_, _, x0) in zip(calls, reports):
@@ -480,7 +481,8 @@ def images_and_holes(n, shares, channels=3, side=6):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_perfect_network_has_no_loss_whatever_it_says_outside_the_hole(prediction):
     process, (x0, hole) = DDPM(cosine_betas(50), prediction), images_and_holes(64, [0, 0.3, 1])
-    loss = random_loss(process, perfect(process, x0, hole), x0, hole, torch.Generator().manual_seed(0))
+    loss = random_loss(process, perfect(process, x0, hole), x0, hole,
+                       torch.Generator().manual_seed(0))
     assert_close(loss, torch.zeros((), dtype=F64), rtol=0, atol=1e-15)
 
 
@@ -508,7 +510,8 @@ def test_an_error_in_x0_costs_what_the_same_error_costs_as_v(level):
 def test_a_network_that_says_zero_has_a_loss_of_one_whatever_the_hole(share):
     """E ε² = 1; of 2000 images of 3 · |hole| squares, each of variance 2; four standard errors."""
     process, (x0, hole) = DDPM(cosine_betas(50)), images_and_holes(2000, [share])
-    loss = random_loss(process, lambda x, t, hole: 0 * x, x0, hole, torch.Generator().manual_seed(0))
+    loss = random_loss(process, lambda x, t, hole: 0 * x, x0, hole,
+                       torch.Generator().manual_seed(0))
     error = math.sqrt(2 / (3 * hole.sum()))
     assert_close(loss, torch.tensor(1.0, dtype=F64), rtol=0, atol=4 * error)
 
@@ -516,7 +519,8 @@ def test_a_network_that_says_zero_has_a_loss_of_one_whatever_the_hole(share):
 def test_the_loss_shows_the_network_clean_known_pixels_and_a_noisy_hole():
     process, (x0, hole) = DDPM(linear_betas(4, 0.2, 0.9)), images_and_holes(500, [0.3])
     record = []
-    random_loss(process, perfect(process, x0, hole, record), x0, hole, torch.Generator().manual_seed(0))
+    random_loss(process, perfect(process, x0, hole, record), x0, hole,
+                torch.Generator().manual_seed(0))
     (x, t), = record
     known = (hole == 0).expand_as(x)
     assert torch.equal(x[known], x0[known])

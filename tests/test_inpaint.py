@@ -31,7 +31,8 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def command(weights, as_user):
     """Run inpaint.py with arguments."""
-    return lambda *argv: as_user(inpaint, "--weights", weights, "--steps", 3, "--device", "cpu", *argv)
+    return lambda *argv: as_user(inpaint, "--weights", weights, "--steps", 3, "--device", "cpu",
+                                 *argv)
 
 
 def read(path):
@@ -174,9 +175,9 @@ def test_photographs_of_every_mode(command, tmp_path, mode, name):
 def test_fills_larger_than_a_batch_equal_those_of_a_smaller_one(weights):
     ddpm, net, _ = inpaint.load_weights(weights)
     images, hole = data.synthetic(3, SIZE), masks.random(3, SIZE, torch.Generator().manual_seed(0))
-    together = inpaint.fill(methods.find("keep", ddpm, net, 4, 1.0).inpaint, images, hole, samples=3)
-    apart = inpaint.fill(methods.find("keep", ddpm, net, 4, 1.0).inpaint, images, hole, samples=3,
-                         batch=2)
+    keep = methods.find("keep", ddpm, net, 4, 1.0).inpaint
+    together = inpaint.fill(keep, images, hole, samples=3)
+    apart = inpaint.fill(keep, images, hole, samples=3, batch=2)
     assert (together.int() - apart.int()).abs().max() <= 1   # a convolution's rounding
     kept = hole.permute(0, 2, 3, 1)[:, None].expand(3, 3, SIZE, SIZE, 3) == 0
     assert (together[kept] == images[:, None].expand_as(together)[kept]).all()
@@ -241,7 +242,8 @@ def test_weights_of_another_size_rebuild_another_network(tmp_path):
     torch.manual_seed(0)
     args = argparse.Namespace(out=str(tmp_path), size=16, patch=1, widths=[8], blocks=1,
                               schedule="linear", T=7, prediction="eps")
-    runs.save(args, train.settings(args), {"ema": UNet(16, 1, [8], 1)}, "ema", torch.Generator(), 1, [])
+    state = {"ema": UNet(16, 1, [8], 1)}
+    runs.save(args, train.settings(args), state, "ema", torch.Generator(), 1, [])
     ddpm, net, size = inpaint.load_weights(tmp_path / "weights.pt")
     assert (ddpm.T, ddpm.prediction, size, net.patch) == (7, "eps", 16, 1)
 
@@ -258,7 +260,8 @@ def test_a_perfect_network_restores_the_image():
         return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0
 
     for steps, eta in ((1, 0.0), (5, 0.0), (30, 1.0)):
-        fills = inpaint.fill(methods.find("keep", ddpm, oracle, steps, eta).inpaint, images, hole, samples=1)
+        keep = methods.find("keep", ddpm, oracle, steps, eta).inpaint
+        fills = inpaint.fill(keep, images, hole, samples=1)
         assert (fills[:, 0] == images).all()
 
 
