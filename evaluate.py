@@ -242,8 +242,8 @@ def summarize(args, images, found, features):
 
 
 def distances(real, fake):
-    kd, kd_std = scores.kernel(real, fake)
-    return {"fd": scores.frechet(real, fake), "kd": kd, "kd_std": kd_std, "n_real": len(real)}
+    return {"fd": scores.frechet(real, fake), "kd": scores.kernel(real, fake),
+            "n_real": len(real)}
 
 
 # ---- the command -----------------------------------------------------------------------------
@@ -267,8 +267,9 @@ def parse():
     add("--bf16", action="store_true", help="bfloat16 matrix products in the network")
     add("--perceptual", action=argparse.BooleanOptionalAction, default=True,
         help="FID, KID and LPIPS, whose networks cost more than all the rest on a CPU")
-    add("--features", metavar="FILE.pt", help="TorchScript network for Fréchet and kernel distances "
-        "in place of Inception's: uint8 [B, 3, H, W] -> [B, d]; or unet, the middle of the inpainter's")
+    add("--features", metavar="FILE.pt", help="TorchScript network for Fréchet and kernel "
+        "distances in place of Inception's: uint8 [B, 3, H, W] -> [B, d]; or unet, the middle of "
+        "the inpainter's")
     add("--reference", choices=("train", "held-out"), default="train", help="the real images that "
         "distances are to")
     add("--by-area", action="store_true", help="also a table by the hole's area in tenths")

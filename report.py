@@ -73,8 +73,8 @@ def text(args, images, found, results, versions):
     lines = [f"{len(images)} images of the {args.split} split, {args.size}×{args.size} (crop "
              f"{args.crop}), the same holes for all, seed {args.seed}; K = {args.samples} samples "
              f"of {args.steps} steps of a method that draws. Scores of the "
-             "composite, known pixels exact, in 8 bits; means over images ± half a 95 % bootstrap "
-             "interval; L1, CRPS and spread in the hole, of 255."]
+             "composite, known pixels exact, in 8 bits; means over images ± half a 95 % interval "
+             "(bootstrap-t); L1, CRPS and spread in the hole, of 255."]
     if real:
         lines[0] += (f" {'FD' if features else 'FID'} against {real['n_real']} real images "
                      f"({args.reference}); the row real is their distance to other real images.")
@@ -117,7 +117,8 @@ def write(args, images, holes, found, results, tables, versions):
 
 
 def finite(content):
-    """The same for JSON, which knows no NaN: what could not be measured is null."""
+    """The same for JSON, which knows no NaN: null is what was not measured (a score without its
+    network, the interval of fewer than four images, the spread of one sample)."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

@@ -12,7 +12,6 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 import data
@@ -22,11 +21,12 @@ SCORES = {"psnr_hole": "PSNR in the hole, one sample, dB",
           "psnr_hole_mean": "PSNR in the hole of the mean of the samples, dB",
           "psnr_hole_best": "PSNR in the hole of the best sample, dB",
           "psnr": "PSNR of the whole image, one sample, dB",
-          "ssim": "SSIM of the whole image, one sample (Gaussian window 11, σ 1.5, range 255)",
+          "ssim": "SSIM of the whole image, one sample (Wang et al. 2004)",
           "l1": "mean |error| in the hole, one sample, of 255",
           "lpips": "LPIPS (AlexNet) of the whole image, one sample",
           "crps": "continuous ranked probability score in the hole, of 255: blurring cannot win it",
           "diversity": "standard deviation over samples in the hole, of 255"}
+PERFECT = 100.0                   # dB: the PSNR of a fill without an error
 
 
 def score(images, fills, hole, lpips=None):
@@ -36,15 +36,17 @@ def score(images, fills, hole, lpips=None):
     `error`, the squared error of their mean, both averaged over the hole; and the hole's `area`, a
     share of the image.
     Known pixels are exact, so the hole's squared error is the whole image's divided by the hole's
-    area: PSNR in the hole = PSNR + 10 log10(area).
+    area: PSNR in the hole = PSNR + 10 log10(area). A perfect fill, whose PSNR is infinite, counts
+    as PERFECT = 100 dB, so that means stay finite; one wrong value of a 64×64 image is 89 dB.
     """
     truth = images.permute(0, 3, 1, 2).double()
     x = fills.permute(1, 0, 4, 2, 3).double()                                # [K, B, 3, H, W]
     area, K, centre = hole.mean(dim=(1, 2, 3)).double(), len(x), x.mean(dim=0)
     level = 10 * area.log10()
 
-    def psnr(image):
-        return peak_signal_noise_ratio(image, truth, 255.0, reduction="none", dim=(1, 2, 3))
+    def psnr(image, level=0):
+        decibels = peak_signal_noise_ratio(image, truth, 255.0, reduction="none", dim=(1, 2, 3))
+        return (decibels + level).clamp(max=PERFECT)
 
     def in_hole(values):                                       # mean over the hole and channels
         return (values * hole).sum(dim=(-3, -2, -1)) / hole.sum(dim=(-3, -2, -1)) / 3
@@ -54,12 +56,10 @@ def score(images, fills, hole, lpips=None):
     ranks = 2 * torch.arange(K, dtype=torch.float64) - K + 1
     pairs = torch.einsum("k,kbchw->bchw", ranks, x.sort(dim=0).values) * 2 / max(K * (K - 1), 1)
     variance = x.var(dim=0) if K > 1 else torch.full_like(truth, torch.nan)
-    return {"psnr_hole": psnr(x[0]) + level, "psnr_hole_mean": psnr(centre) + level,
-            "psnr_hole_best": torch.stack([psnr(one) for one in x]).max(dim=0).values + level,
+    return {"psnr_hole": psnr(x[0], level), "psnr_hole_mean": psnr(centre, level),
+            "psnr_hole_best": torch.stack([psnr(one, level) for one in x]).max(dim=0).values,
             "psnr": psnr(x[0]),
-            # in float32, twenty times as fast as in float64 and equal to six digits
-            "ssim": structural_similarity_index_measure(
-                x[0].float(), truth.float(), data_range=255.0, sigma=1.5, reduction="none").double(),
+            "ssim": ssim(x[0], truth),
             "l1": in_hole((x[0] - truth).abs()),
             "lpips": lpips(fills[:, 0], images) if lpips else torch.full_like(area, torch.nan),
             "crps": in_hole((x - truth).abs().mean(dim=0) - pairs / 2),
@@ -67,14 +67,39 @@ def score(images, fills, hole, lpips=None):
             "error": in_hole((centre - truth).square()), "area": area}
 
 
+def ssim(x, y):
+    """SSIM of pairs [B, C, H, W], 0 … 255: [B]. The mean over windows of 11×11 pixels (Gaussian,
+    σ 1.5) that lie within the image, as in Wang et al. 2004 and scikit-image. torchmetrics' own
+    mean mirrors the image at its border, which scores a hole in the centre higher."""
+    _, local = structural_similarity_index_measure(      # float32: 20 times as fast, 6 digits equal
+        x.float(), y.float(), data_range=255.0, sigma=1.5, reduction="none",
+        return_full_image=True)
+    return local[..., 5:-5, 5:-5].mean(dim=(1, 2, 3)).double()
+
+
 def interval(values, seed=0, resamples=2_000):
-    """(mean, low, high): the mean over images, and its 95 % bootstrap percentile interval."""
+    """(mean, low, high): the mean over images and its 95 % interval, by the bootstrap-t: resampled
+    (mean* - mean) / standard error* in place of Student's t (Efron and Tibshirani 1993, ch. 12).
+    Fewer than four images have no interval: NaN.
+
+    It covered the true mean, in 1,500 seeded trials, n = 8 | 16 | 32, of the exponential
+    distribution: .936 | .955 | .939; gamma(2): .946 | .948 | .945; log-normal, σ = 0.5:
+    .943 | .929 | .935. Student's t on the exponential: .901 | .903 | .933; percentiles of the
+    bootstrap: .859 | .903 | .909; BCa: .871 | .915 | .918. Tails heavier than these defeat it, too:
+    log-normal, σ = 1: .910 | .900 | .917.
+    """
     values = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(values).all():                       # perfect fills, or a score not to be had
-        return values.mean(), np.nan, np.nan
-    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
-    return values.mean(), low, high
+    n, mean = len(values), values.mean()
+    if n < 4 or not np.isfinite(values).all():                       # or a score not to be had
+        return mean, np.nan, np.nan
+    if values.min() == values.max():
+        return mean, mean, mean
+    drawn = values[np.random.default_rng(seed).integers(n, size=(resamples, n))]
+    errors = drawn.std(axis=1, ddof=1)
+    varied = errors > 1e-9 * values.std()                             # t of equal values: 0/0
+    t = (drawn.mean(axis=1) - mean)[varied] / errors[varied]
+    low, high = np.percentile(t, [2.5, 97.5]) * values.std(ddof=1)
+    return mean, mean - high, mean - low
 
 
 def spread_skill(variance, error, samples):
@@ -103,17 +128,26 @@ def frechet(real, fake):
     return distance.compute().item()
 
 
-def kernel(real, fake, subset=1_000):
-    """Kernel distance (Bińkowski et al. 2018): (mean, standard deviation) over 100 pairs of random
-    subsets, of `subset` features or as many as there are. Unbiased, so below 0 at times."""
-    distance = KernelInceptionDistance(feature=_given(real), subsets=100,
-                                       subset_size=min(subset, len(real), len(fake)),
-                                       sync_on_compute=False)
-    distance.update(real.double(), real=True)
-    distance.update(fake.double(), real=False)
-    with torch.random.fork_rng(devices=[]):                         # it draws from the global one
-        torch.manual_seed(0)
-        return tuple(value.item() for value in distance.compute())
+def kernel(real, fake, most=10_000):
+    """Kernel distance: the unbiased squared MMD between features [n, d] and [n', d] with the kernel
+    (x·y/d + 1)³ (Bińkowski et al. 2018), below 0 at times; of the first `most` of each set.
+
+    Published values are means over random subsets, whose expectation this is; their standard
+    deviation describes the size of the subsets, so none is given here. NaN of a single image.
+    """
+    x, y = real[:most].double(), fake[:most].double()
+    n, m, d = len(x), len(y), x.shape[1]
+    if min(n, m) < 2:
+        return float("nan")
+
+    def total(a, b):                                                  # in blocks, to save memory
+        return sum((block @ b.T / d + 1).pow(3).sum() for block in a.split(1_000))
+
+    def others(a):                                                    # the diagonal left out
+        return total(a, a) - (a.square().sum(dim=1) / d + 1).pow(3).sum()
+
+    within = others(x) / (n * (n - 1)) + others(y) / (m * (m - 1))
+    return (within - 2 * total(x, y) / (n * m)).item()
 
 
 def _given(features):
@@ -140,8 +174,8 @@ def extractor(path=None, device="cpu"):
         try:
             network = FrechetInceptionDistance(feature=2048).inception.to(device)
         except (ImportError, OSError, RuntimeError) as error:
-            raise Missing("FID and KID are left out: they need `pip install torch-fidelity` and, once, "
-                          "a download of 90 MB; or give --features FILE.pt "
+            raise Missing("FID and KID are left out: they need `pip install torch-fidelity` and, "
+                          "once, a download of 90 MB; or give --features FILE.pt "
                           f"({type(error).__name__})") from None
 
     @torch.no_grad()
@@ -160,7 +194,7 @@ def extractor(path=None, device="cpu"):
 
 
 def unet_features(eps_model, device="cpu"):
-    """The same by the inpainter's own network: uint8 [B, H, W, 3] -> [B, d], the middle of the U-Net,
+    """The same by the inpainter's own network: uint8 [B, H, W, 3] -> [B, d], the U-Net's middle
     averaged over places, looking at the image as one that is all hole and all but clean (t = 0).
     A ruler for methods that share the network; between networks, take Inception's."""
     @torch.no_grad()
@@ -178,8 +212,8 @@ def lpips_network(device="cpu"):
     try:
         network = LearnedPerceptualImagePatchSimilarity("alex").net.to(device)
     except (ImportError, OSError, RuntimeError) as error:
-        raise Missing("LPIPS is left out: it needs `pip install torchvision` and, once, a download of "
-                      f"230 MB ({type(error).__name__})") from None
+        raise Missing("LPIPS is left out: it needs `pip install torchvision` and, once, a download "
+                      f"of 230 MB ({type(error).__name__})") from None
 
     @torch.no_grad()
     def distance(x, y):
