@@ -100,8 +100,15 @@ def provenance(weights, seed):
     """What it takes to reproduce an output: command, seed, SHA-256 of the weights, versions."""
     command = shlex.join(["python", *sys.argv]).encode(errors="backslashreplace").decode()
     return {"command": command, "seed": seed,
-            "weights": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
+            "weights": hashlib.sha256(content(weights)).hexdigest(),
             "version": version(), "torch": str(torch.__version__)}
+
+
+def content(path):
+    """The bytes of a file, or of all the files in a folder, in the order of their names."""
+    path = Path(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return b"".join(file.read_bytes() for file in files)
 
 
 @functools.cache
@@ -123,7 +130,7 @@ def reading(path, expected, missing):
         yield
     except FileNotFoundError:
         raise BadInput(f"{path}: {missing}") from None
-    except MemoryError:
+    except (MemoryError, BadInput):
         raise
     except Exception as error:
         raise BadInput(f"{path}: not {expected}, or damaged ({type(error).__name__})") from None
