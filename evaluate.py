@@ -42,12 +42,15 @@ from support import distributed
 from support.cli import BadInput, check_range, device, run
 from support.files import (
     atomic_write,
+    content,
     lock_folder,
     provenance,
     reading,
     remove_leftovers,
     write_png,
 )
+from support.foreign import local
+from support.runs import WEIGHTS_HELP
 
 DEFAULT = ("keep", "biharmonic", "mean", "masked")
 
@@ -175,7 +178,7 @@ def open_parts(args, images, lpips, features):
                 if key not in ("resume", "out", "cache", "by_area", "device", "data")}
     settings |= {"networks found": [lpips is not None, features is not None],
                  "images": digest(images.numpy().tobytes()),
-                 **{f"content of {file}": digest(Path(file).read_bytes()) for file in files}}
+                 **{f"content of {file}": digest(content(file)) for file in files}}
     settings, path = json.loads(json.dumps(settings, default=str)), folder / "settings.json"
     if not args.resume:
         if any(folder.glob("*.npz")):
@@ -277,7 +280,7 @@ def parse():
     add("--batch", type=int, default=32, help="images at a time")
     add("--seed", type=int, default=0, help="of holes and noise")
     add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
-    add("--weights", default=inpaint.WEIGHTS, help="a weights.pt or checkpoint.pt of train.py's")
+    add("--weights", default=inpaint.WEIGHTS, help=WEIGHTS_HELP)
     add("--cache", default="cache", help="folder for decoded images")
     add("--out", default="results/latest", help="folder for the results")
     add("--resume", action="store_true", help="go on with the run that was cut off in --out")
@@ -297,6 +300,7 @@ def parse():
         args.read = sorted(path.name for path in folder.glob("[!_.]*") if path.is_dir())
         if not args.read:
             raise BadInput(f"--from {args.read_from}: no {args.masks[0]}/METHOD/ in it")
+    args.named = bool(args.methods)
     args.methods = [*(args.methods or (() if args.read_from else DEFAULT)), *args.read]
     strange = [name for name in args.methods if not name.isprintable()]
     if strange:
@@ -321,7 +325,11 @@ def main():
                 print(error, file=sys.stderr)
 
     with distributed.joined():
+        with distributed.first():                                  # who downloads for all
+            args.weights = local(args.weights)
         ddpm, eps_model, args.size = inpaint.load_weights(args.weights, args.device)
+        if args.methods[:1] == ["keep"] and not args.named:
+            args.methods[0] = methods.default(eps_model)
         with distributed.first():                                  # who decodes for all
             images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
         holes = {mask: masks.MASKS[mask](len(images), args.size,

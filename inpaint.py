@@ -29,7 +29,8 @@ import masks
 import methods
 from support.cli import BadInput, check_range, device, run
 from support.files import provenance, write_png
-from support.runs import WEIGHTS, load_weights
+from support.foreign import local
+from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
 FINEST = 10       # the network is to see no more of a photograph than 10 × the hole's extent
@@ -232,16 +233,17 @@ def main():
     add("images", nargs="*", help="photographs, or folders of them; none: the astronaut")
     add("--mask", default="irregular", help="a mask file (white = to be filled), or a family: "
         + ", ".join(masks.MASKS))
-    add("--method", default="keep", help=", ".join(methods.METHODS) + ", or a file of your own")
+    add("--method", help=", ".join(methods.METHODS) + ", or a file of your own; default: keep, or "
+        "pigdm with weights that know no hole")
     add("--train", nargs="+", metavar="PATH", help="training images, for a method that learns from "
         "them: as for train.py's --data")
     add("--samples", type=int, default=4, help="fills of every image, by a method that draws")
     add("--steps", type=int, default=20, help="network calls a fill, at most the chain's T")
     add("--eta", type=float, help="0: deterministic … 1: ancestral, as in DDPM, the default")
     add("--seed", type=int, default=0, help="of the noise and of a drawn hole")
-    add("--batch", type=int, default=BATCH, help="fills at a time; 1 takes up to twice as long, and "
-        "a fill is then the same to the last bit however many are asked for")
-    add("--weights", default=WEIGHTS, help="a weights.pt or checkpoint.pt of train.py's")
+    add("--batch", type=int, default=BATCH, help="fills at a time; 1 takes up to twice as long, "
+        "and a fill is then the same to the last bit however many are asked for")
+    add("--weights", default=WEIGHTS, help=WEIGHTS_HELP)
     add("--out", default="out", help="folder for the results")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -251,7 +253,9 @@ def main():
     device(args.device)
 
     photographs = read_photographs(args.images)
+    args.weights = local(args.weights)
     ddpm, eps_model, size = load_weights(args.weights, args.device)
+    args.method = args.method or methods.default(eps_model)
     method = methods.find(args.method, ddpm, eps_model, args.steps, args.eta,
                           callback=lambda *_: bar.update())
     samples = args.samples if method.DRAWS else 1

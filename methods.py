@@ -113,7 +113,20 @@ def pigdm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback
 
 
 NETWORK = {method.__name__: method for method in (keep, replace, repaint, ddnm, pigdm)}
+UNAWARE = tuple(name for name in NETWORK if name != "keep")     # of the hole
 METHODS = (*NETWORK, *sorted(file.stem for file in BASELINES.glob("[a-z]*.py")))
+
+
+def default(eps_model):
+    """The best method for the network: `keep` if it knows the hole. Else `pigdm`, which had the
+    better CRPS than repaint at 20 steps, though within its interval, for 40 % of the time
+    (docs/benchmark.md)."""
+    return "keep" if knows_hole(eps_model) else "pigdm"
+
+
+def knows_hole(eps_model):
+    """Whether it was trained to be shown the hole and clean known pixels; our own networks were."""
+    return getattr(eps_model, "knows_hole", True)
 
 
 def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
@@ -126,6 +139,9 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
         if not 1 <= steps <= ddpm.T:
             what = f"the number in {name}" if at else "--steps"
             raise BadInput(f"{what} is 1 … {ddpm.T}, the length of these weights' chain")
+        if method == "keep" and not knows_hole(eps_model):
+            raise BadInput(f"{name}: these weights know no hole; methods that need no more are "
+                           f"{', '.join(UNAWARE)}")
         settings = {"steps": steps, "callback": callback, **({} if eta is None else {"eta": eta})}
 
         def inpaint(image, hole, generator):

@@ -38,7 +38,7 @@ import masks
 import train
 from support import runs
 from support.cli import BadInput, check_range, run
-from support.files import lock_folder, read_tensors, reading, rebuild, write_png
+from support.files import check_finite, lock_folder, read_tensors, reading, rebuild, write_png
 from unet import zero
 
 DRAWS, CALLS = False, 1
@@ -229,6 +229,7 @@ def read(path):
     with reading(path, "weights that baselines/glcic.py wrote", missing):
         content = read_tensors(path)
         C = rebuild(Completion, content["settings"], content["C"])
+        check_finite(path, content["C"])
     return C.requires_grad_(False)
 
 

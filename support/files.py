@@ -100,8 +100,15 @@ def provenance(weights, seed):
     """What it takes to reproduce an output: command, seed, SHA-256 of the weights, versions."""
     command = shlex.join(["python", *sys.argv]).encode(errors="backslashreplace").decode()
     return {"command": command, "seed": seed,
-            "weights": hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
+            "weights": hashlib.sha256(content(weights)).hexdigest(),
             "version": version(), "torch": str(torch.__version__)}
+
+
+def content(path):
+    """The bytes of a file, or of all the files in a folder, in the order of their names."""
+    path = Path(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return b"".join(file.read_bytes() for file in files)
 
 
 @functools.cache
@@ -123,18 +130,15 @@ def reading(path, expected, missing):
         yield
     except FileNotFoundError:
         raise BadInput(f"{path}: {missing}") from None
-    except MemoryError:
+    except (MemoryError, BadInput):
         raise
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
     except Exception as error:
         raise BadInput(f"{path}: not {expected}, or damaged ({type(error).__name__})") from None
 
 
 def rebuild(network, settings, tensors):
-    """network(**settings) with these weights, which must be finite. Settings that claim more
-    weights than there are, and weights that claim more numbers than are stored, are refused before
-    memory is allocated."""
+    """network(**settings) with these weights. Settings that claim more weights than there are, and
+    weights that claim more numbers than are stored, are refused before memory is allocated."""
     with torch.device("meta"):
         net = network(**settings)
     claimed = {name: tensor.shape for name, tensor in net.state_dict().items()}
@@ -143,11 +147,16 @@ def rebuild(network, settings, tensors):
     if (claimed != {name: tensor.shape for name, tensor in tensors.items()}
             or sum(tensor.nbytes for tensor in tensors.values()) > sum(stored.values())):
         raise ValueError("other weights than the settings'")
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise BadInput("some weights are NaN or infinite: the training diverged or the file is "
-                       "damaged; use an earlier checkpoint")
     net.to_empty(device="cpu").load_state_dict(tensors)
     return net
+
+
+def check_finite(path, tensors):
+    """Refuse weights with a NaN or an infinity: one is enough to fill every hole with black."""
+    bad = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if bad:
+        raise BadInput(f"{path}: {bad} is NaN or infinite somewhere: the training diverged, or the "
+                       "file is damaged; use an earlier checkpoint, or download it again")
 
 
 def no_pipe(path):

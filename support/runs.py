@@ -17,12 +17,24 @@ from tqdm import tqdm
 
 from ddpm import DDPM
 from schedules import SCHEDULES
-from support import distributed
+from support import distributed, foreign
 from support.cli import BadInput, check_range, device
-from support.files import ROOT, atomic_write, read_tensors, reading, rebuild, version, write_tensors
+from support.files import (
+    ROOT,
+    atomic_write,
+    check_finite,
+    read_tensors,
+    reading,
+    rebuild,
+    version,
+    write_tensors,
+)
 from unet import UNet
 
 WEIGHTS = ROOT / "weights" / "celeba64.pt"
+OURS = "weights that train.py wrote"
+WEIGHTS_HELP = ("a weights.pt or checkpoint.pt of train.py's; a guided-diffusion .pt; or a folder, "
+                "or owner/name on the hub, in diffusers' format")
 NO_DATA = ("no training images: give --data one of (1) a folder with CelebA's img_align_celeba/, "
            "(2) img_align_celeba.zip, or several zips of images, (3) synthetic, faces drawn on the "
            "spot, no download")
@@ -181,19 +193,32 @@ def cut_log(out, step):
 # ---- weights -----------------------------------------------------------------------------------
 
 def load_weights(path=WEIGHTS, device="cpu"):
-    """(ddpm, eps_model, size) from a weights.pt or a checkpoint.pt: always the EMA's weights."""
-    missing = "no such file; make weights with train.py, or name others with --weights"
-    with reading(path, "weights that train.py wrote", missing):
-        checkpoint = read_tensors(path)
+    """(ddpm, eps_model, size) from a weights.pt or a checkpoint.pt: always the EMA's weights; or
+    from anything that support/foreign.py reads."""
+    path = foreign.local(path)
+    if Path(path).is_dir() and not foreign.is_ours(path):
+        return foreign.load_diffusers(path, device)
+    checkpoint = read_checkpoint(path)
+    if foreign.is_guided(checkpoint):
+        return foreign.load_guided(path, checkpoint, device)
+    with reading(path, OURS, "no such file"):
         settings, ema = checkpoint["settings"], checkpoint["ema"]
         layers = settings["unet"]["blocks"] * len(settings["unet"]["widths"])
         if not (1 <= settings["T"] <= 10 ** 6 and 1 <= settings["unet"]["size"] <= 10 ** 4
                 and 1 <= layers <= len(ema)):
             raise ValueError("settings out of range")
         net = rebuild(UNet, settings["unet"], ema).eval().requires_grad_(False)
+        check_finite(path, ema)
         betas = SCHEDULES[settings["schedule"]](settings["T"])
         ddpm = DDPM(betas.to(device), settings["prediction"], clip=True)
     return ddpm, net.to(device), settings["unet"]["size"]
+
+
+def read_checkpoint(path):
+    """What is in a weights.pt, a checkpoint.pt, or a folder of support.export's."""
+    with reading(path, OURS, "no such file; make weights with train.py, or name others with "
+                 "--weights"):
+        return foreign.read_ours(path) if Path(path).is_dir() else read_tensors(path)
 
 
 def initialize(net, path):

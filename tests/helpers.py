@@ -180,3 +180,25 @@ def less_memory(room):
     """A sabotage: so many bytes more than now, and no more."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+@contextlib.contextmanager
+def little_memory_and_time(most=2 ** 30, seconds=10):
+    """The block takes neither more memory at its peak, nor more time."""
+    def hang(*_):
+        raise GeneratorExit(f"it took more than {seconds} s")    # no Exception: nobody catches it
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kept = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, kept)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < most

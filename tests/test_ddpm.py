@@ -497,8 +497,8 @@ def test_every_image_weighs_the_same_whatever_its_hole(prediction):
 
 @pytest.mark.parametrize("level", [0, 1, 12, 49])
 def test_an_error_in_x0_costs_what_the_same_error_costs_as_v(level):
-    """x_0 = √ᾱ x_t - √(1-ᾱ) v, so an error of 0.3 in x_0 is one of 0.3/√(1-ᾱ) in v; the least noisy
-    level, where √(1-ᾱ) = 0.03, counts as if it were 0.1."""
+    """x_0 = √ᾱ x_t - √(1-ᾱ) v, so an error of 0.3 in x_0 is one of 0.3/√(1-ᾱ) in v; the two least
+    noisy levels here, of √(1-ᾱ) = 0.04 and 0.07, count as if it were 0.1."""
     process, (x0, hole) = DDPM(cosine_betas(50), "x0"), images_and_holes(4, [0.3])
     t, noise = torch.full((4,), level), torch.randn(x0.shape, dtype=F64)
     network, share = perfect(process, x0, hole), (1 - process.alphas_bar[level]).sqrt().item()

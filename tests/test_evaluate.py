@@ -223,7 +223,8 @@ def test_two_processes_share_the_work_and_score_what_one_does(command, weights):
     np.testing.assert_allclose([list(row.values()) for row in two.values()],
                                [list(row.values()) for row in one.values()], rtol=1e-9)
     for mine, theirs in zip(results("one")["results"], results()["results"]):
-        assert mine["fd"] == pytest.approx(theirs["fd"]) and mine["kd"] == pytest.approx(theirs["kd"])
+        assert mine["fd"] == pytest.approx(theirs["fd"])
+        assert mine["kd"] == pytest.approx(theirs["kd"])
 
 
 def test_neither_the_order_of_methods_and_masks_nor_their_company_changes_a_number(command):
