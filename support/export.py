@@ -29,8 +29,8 @@ pipeline_tag: image-to-image
 # {title}
 
 A network that fills holes in images of {size}×{size} pixels by denoising diffusion (Ho et al.
-2020), with the known pixels kept: {millions:.1f} M parameters, {kind}, T = {T} levels of noise, schedule
-{schedule}, predicts {prediction}.
+2020), with the known pixels kept: {millions:.1f} M parameters, {kind}, T = {T} levels of noise,
+schedule {schedule}, predicts {prediction}.
 
 **For non-commercial research only**, as is CelebA (Liu et al. 2015), on which the weights are
 trained that come with the code; whoever trains others states the terms of their own images here.

@@ -11,6 +11,7 @@ import data
 import inpaint
 import masks
 import methods
+import scores
 from ddpm import randn_like
 from helpers import Evil, little_memory_and_time
 from support import export, foreign
@@ -96,7 +97,7 @@ def test_guided_diffusions_networks_fill_and_keep_the_known_pixels(tmp_path):
 
 @pytest.mark.parametrize("change, said", [
     (lambda t: t.update({"label_emb.weight": torch.zeros(9, 128)}), "class"),
-    (lambda t: t["out.2.bias"].fill_(torch.nan), "out.2.bias .*not finite"),
+    (lambda t: t["out.2.bias"].fill_(torch.nan), "out.2.bias is NaN"),
     (lambda t: t.update({"input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}), "6 channels"),
     (lambda t: t.update({"input_blocks.1.0.in_layers.2.weight":
                          torch.zeros(()).expand(2 ** 20, 32, 3, 3)}), "guided-diffusion"),
@@ -125,3 +126,9 @@ def test_our_weights_come_back_from_safetensors_bit_for_bit(tmp_path):
     assert (ddpm.T, size) == (20, 16)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
     assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlicense: other")
+
+
+def test_features_of_a_foreign_network_are_refused_in_a_line(tmp_path):
+    _, eps_model, _ = load_weights(guided(tmp_path / "adm.pt"))
+    with pytest.raises(BadInput, match="--features unet reads the middle of our own U-Net"):
+        scores.unet_features(eps_model)
