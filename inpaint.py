@@ -227,7 +227,28 @@ def side_by_side(image, hole, fills, scale=3):
     return sheet
 
 
-def main():
+def write_results(out, stem, image, hole, size, filled, metadata):
+    """The files of one photograph; `filled` is what `complete` returned."""
+    box, seen, part, fills = filled
+    pictures = {f"{stem}_input": image, f"{stem}_hole": (255 * hole[0]).byte()}
+    pictures |= {f"{stem}_{k}": paste(image, hole, box, fill) for k, fill in enumerate(fills)}
+    for name, pixels in pictures.items():
+        write_png(Image.fromarray(pixels.numpy()), out / f"{name}.png", metadata)
+    original = shrink(image, torch.zeros_like(hole), box, size)[0]
+    seen = torch.where(part[0, :, :, None] > 0, original, seen)
+    sheet = side_by_side(seen.numpy(), part.numpy(), fills.numpy())
+    write_png(sheet, out / f"{stem}.png", metadata)
+
+
+def check_out(args):
+    """Refuse to write where an input lies, which a result could overwrite."""
+    out, mask = Path(args.out).resolve(), [] if args.mask in masks.MASKS else [args.mask]
+    for path in map(Path, [*args.images, *mask]):
+        if out == (path if path.is_dir() else path.parent).resolve():
+            raise BadInput(f"--out {args.out} is where {path} lies: results could overwrite it")
+
+
+def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("images", nargs="*", help="photographs, or folders of them; none: the astronaut")
@@ -251,7 +272,11 @@ def main():
     check_range(args, 0, 10 ** 9, "seed")
     check_range(args, 0, 1, "eta")
     device(args.device)
+    return args
 
+
+def main():
+    args = parse()
     photographs = read_photographs(args.images)
     args.weights = local(args.weights)
     ddpm, eps_model, size = load_weights(args.weights, args.device)
@@ -265,13 +290,9 @@ def main():
                            "--train, or draw them with --train synthetic")
         method.inpaint = method.fit(data.load(args.train, size=size))
     holes = read_hole(args.mask, photographs, size, args.seed)
-    out = Path(args.out)
-    mask = [] if args.mask in masks.MASKS else [args.mask]
-    for path in map(Path, [*args.images, *mask]):
-        if out.resolve() == (path if path.is_dir() else path.parent).resolve():
-            raise BadInput(f"--out {out} is where {path} lies: results could overwrite it")
+    check_out(args)
+    out, metadata = Path(args.out), provenance(args.weights, args.seed)
     out.mkdir(parents=True, exist_ok=True)
-    metadata = provenance(args.weights, args.seed)
 
     begun = time.time()
     work = -(-samples // args.batch) * max(method.CALLS, 1)        # steps of the bar for an image
@@ -280,23 +301,14 @@ def main():
             if args.mask in masks.MASKS:
                 photograph = data.square(photograph, size)
             image = torch.from_numpy(np.array(photograph))
-            box, seen, part, fills = complete(method.inpaint, image, hole, size, samples,
-                                              args.seed, args.device, args.batch)
-            if not part.any():
+            filled = complete(method.inpaint, image, hole, size, samples, args.seed, args.device,
+                              args.batch)
+            if not filled[2].any():
                 tqdm.write(f"{stem}: the hole is too thin for the network, and blurred over"
                            if hole.any() else
                            f"{stem}: the hole is empty, nothing to do; the image is copied")
             bar.update((i + 1) * work - bar.n)
-            picture = Image.fromarray((255 * hole[0]).byte().numpy())
-            write_png(Image.fromarray(image.numpy()), out / f"{stem}_input.png", metadata)
-            write_png(picture, out / f"{stem}_hole.png", metadata)
-            for k, filled in enumerate(fills):
-                result = paste(image, hole, box, filled)
-                write_png(Image.fromarray(result.numpy()), out / f"{stem}_{k}.png", metadata)
-            original = shrink(image, torch.zeros_like(hole), box, size)[0]
-            seen = torch.where(part[0, :, :, None] > 0, original, seen)
-            sheet = side_by_side(seen.numpy(), part.numpy(), fills.numpy())
-            write_png(sheet, out / f"{stem}.png", metadata)
+            write_results(out, stem, image, hole, size, filled, metadata)
     print(f"{len(holes)} image{'s' * (len(holes) > 1)} × {samples} fill{'s' * (samples > 1)}, seed "
           f"{args.seed}, {method.CALLS} network calls a fill, {time.time() - begun:.1f} s: {out}/")
 

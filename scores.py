@@ -198,8 +198,8 @@ def unet_features(eps_model, device="cpu"):
     averaged over places, looking at the image as one that is all hole and all but clean (t = 0).
     A ruler for methods that share the network; between networks, take Inception's."""
     if not hasattr(eps_model, "middle"):
-        raise BadInput("--features unet reads the middle of our own U-Net, and these weights are of "
-                       "another network: name a --features FILE.pt")
+        raise BadInput("--features unet reads the middle of our own U-Net, and these weights are "
+                       "of another network: name a --features FILE.pt")
 
     @torch.no_grad()
     def extract(images):
