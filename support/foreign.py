@@ -48,7 +48,8 @@ class Unconditional(nn.Module):
 def local(path):
     """The folder of a network on the hub, downloaded once; any other path as it is."""
     name = str(path)
-    if Path(path).exists() or not re.fullmatch(r"[\w-]+/[\w.-]+(?<!\.pt)", name):
+    here = Path(path).exists() or Path(path).parent.is_dir()     # a file, perhaps mistyped
+    if here or not re.fullmatch(r"[\w-]+/[\w.-]+(?<!\.pt)", name):
         return path
     hub = needed("huggingface_hub", "diffusers")
     wanted = ("*config.json", "model_index.json", f"*{NAME}.safetensors")

@@ -369,7 +369,7 @@ def test_saved_fills_are_what_was_scored_and_score_the_same_again(command):
 
 
 @pytest.mark.parametrize("damage, said", [
-    (lambda folder: (folder / "00003_0.png").unlink(), "irregular/theirs: 00003_0.png"),
+    (lambda folder: (folder / "00003_0.png").unlink(), "irregular/theirs: needs 00003_0.png"),
     (lambda folder: Image.new("RGB", (8, 8)).save(folder / "00001_0.png"), "irregular/theirs"),
     (lambda folder: Image.new("RGB", (SIZE, SIZE)).save(folder / "00001_0.png"), "method theirs"),
     (lambda folder: shutil.copy(folder / "00001_0.png", folder / "00001_1.png"), "as many samples"),
