@@ -7,8 +7,9 @@ The network is an argument, never a member: `eps_model(x, t, hole)` takes
 and returns an estimate, [B, C, H, W], of the noise ε in x (or of v or x_0: `DDPM.predict`). So a
 U-Net, its moving average, a compiled module or a closed-form oracle all drop in.
 
-There is one sampler. Known pixels are kept, clean, at every step and only the hole is generated;
-an unconditional sample is the inpainting of an image that is all hole.
+There is one sampler here; methods.py has others, to compare. Known pixels are kept, clean, at every
+step and only the hole is generated; an unconditional sample is the inpainting of an image that is
+all hole.
 """
 import math
 from itertools import pairwise
@@ -119,13 +120,14 @@ class DDPM:
         return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
 
     def loss(self, eps_model, x0, hole, t, noise):
-        """‖ε - ε_θ(x_t, t)‖², averaged over the hole's pixels, then over the images; a scalar.
+        """‖ε - ε_θ(x, t, hole)‖², averaged over the hole's pixels, then over the images; a scalar.
+        x is x_t in the hole and x_0 outside it.
 
         x0, noise [B, C, H, W], x0 in [-1, 1]; hole [B, 1, H, W]; t [B]. The mean over the hole
-        alone keeps the loss's scale the same for a small hole and for an unconditional image. For a
-        v-network, v stands for ε; and for an x_0-network too: v = (√ᾱ x_t - x_0) / √(1-ᾱ), with
-        a divisor of at least 0.1, without which the least noisy levels would outweigh all others
-        (after Li and He 2025).
+        alone keeps the loss's scale the same for a small hole and for an unconditional image.
+        A v-network's error is in v. An x_0-network's is turned into v's, error / √(1-ᾱ), with a
+        divisor of at least 0.1, or the least noisy levels would outweigh all others (after Li and
+        He 2025).
         """
         x = hole * self.q_sample(x0, t, noise) + (1 - hole) * x0          # known pixels are kept
         error = eps_model(x, t, hole) - self.target(x0, noise, t)
@@ -179,10 +181,9 @@ class DDPM:
     def timesteps(self, steps):
         """`steps` levels from T-1 down, and -1 after them: where the network looks.
 
-        Evenly spaced, as far as there are levels, in the angle arccos(√ᾱ_t cos θ_0) between x_t
-        and the image. With θ_0 = 0.0125 the cosine schedule's levels are even in t, and any other
-        schedule's are as noisy as those: no call is wasted where nearly all is noise, and the last
-        one is a full stride above clean, where there is still noise to remove.
+        The levels are equal steps of the angle arccos(√ᾱ_t cos θ_0), rounded to levels that exist.
+        For the cosine schedule, whose θ_0 = 0.0125, these are equal steps of t; other schedules get
+        the same noise levels. So no call is spent where nearly all is noise.
         """
         if not 1 <= steps <= self.T:
             raise ValueError(f"steps is 1 … {self.T}, the length of the chain, not {steps}")

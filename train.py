@@ -70,7 +70,7 @@ def algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator=None, bf16=Fals
     """
     batch = len(x0) * distributed.WORLD_SIZE
     draw = {"generator": generator, "device": x0.device if generator is None else generator.device}
-    t = distributed.share(torch.randint(ddpm.T, (batch,), **draw))        # 3: t ~ Uniform(1 … T)
+    t = distributed.share(torch.randint(ddpm.T, (batch,), **draw))        # 3: t ~ Uniform, 0 … T-1
     noise = distributed.share(torch.randn(batch, *x0.shape[1:], **draw))  # 4: ε ~ N(0, I)
     with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):    # 5: descend on ∇_θ ‖…‖²
         loss = ddpm.loss(eps_model, x0, hole, t.to(x0.device), noise.to(x0.device))
@@ -85,7 +85,7 @@ def algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator=None, bf16=Fals
 
 def build(args, device):
     """All that is trained: the network, its moving average, and the network's two optimizers, Muon
-    for the matrices and AdamW for the rest."""
+    for convolutions and matrices of over 4,096 numbers, AdamW for the rest."""
     torch.manual_seed(args.seed)
     try:
         net = UNet(args.size, args.patch, args.widths, args.blocks).to(device)

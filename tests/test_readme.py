@@ -90,10 +90,10 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch):
     faces = data.synthetic(11, 64).numpy()
     for name, face in zip([*names, tmp_path / "photo.jpg", tmp_path / "folder" / "a.png"], faces):
         Image.fromarray(face).save(name)
-    flowers = tmp_path / "PATH" / "TO" / "flowers"
-    flowers.mkdir()
+    faces_folder = tmp_path / "PATH" / "TO" / "faces"
+    faces_folder.mkdir()
     for i in range(12):
-        Image.new("RGB", (40, 30), (20 * i, 99, 50)).save(flowers / f"{i}.png")
+        Image.new("RGB", (40, 30), (20 * i, 99, 50)).save(faces_folder / f"{i}.png")
     (tmp_path / "flat.py").write_text(METHOD)
     Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
     (tmp_path / "weights").symlink_to(ROOT / "weights")
@@ -112,7 +112,7 @@ def test_the_readmes_commands_run(tmp_path, monkeypatch):
                          for name in ("input", "hole", "0"))
     assert np.abs(flat[hole > 0] - given[hole == 0].mean(axis=0)).max() <= 1
     assert (tmp_path / "runs" / "celeba64" / "weights.pt").exists()
-    assert (tmp_path / "runs" / "flowers" / "weights.pt").exists()
+    assert (tmp_path / "runs" / "faces" / "weights.pt").exists()
     assert (tmp_path / "results" / "latest" / "table.md").exists()
 
 
