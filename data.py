@@ -21,13 +21,14 @@ from tqdm import tqdm
 from support.cli import BadInput
 from support.files import atomic_write, lock_folder, no_pipe
 
-# Windows (left, top, side) of the aligned 178×218 photographs. Papers differ; say which you used.
+ALIGNED = (178, 218)                  # width, height of CelebA's aligned photographs
+# Windows (left, top, side) of them. Papers differ; say which you used.
 CROPS = {"centre140": (19, 39, 140),  # the face, a little hair
          "ddim128": (25, 57, 128),    # Song et al. 2021: tighter, for comparison with their FID
          "centre178": (0, 20, 178)}   # the widest square
 SPLITS = ("train", "val", "test")
 LAST = (162_770, 182_637, 202_599)    # the number of the last file of each official split
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")   # none that runs a program, as EPS does
 LARGEST = 2 ** 28                     # bytes of an image in a zip: more is a bomb
 VERSION = 1                           # of what `decode` makes: a change of it rebuilds every cache
@@ -112,20 +113,19 @@ def split_of(name):
 
 
 def open_image(file, background="white"):
-    """A path or an open file as an 8-bit RGB picture: EXIF's rotation applied, 16 bits scaled down,
+    """A path or an open file as an 8-bit RGB picture: EXIF's rotation applied, other depths scaled,
     transparency laid on the background. Raises BadInput if it is no image."""
+    return to_rgb(decode(file), background)
+
+
+def decode(file):
+    """A path or an open file as the Pillow picture that it holds, upright. BadInput if none."""
     name = file if isinstance(file, (str, Path)) else getattr(file, "name", "the image")
     try:
         if isinstance(file, (str, Path)):
             no_pipe(file)
-        image = ImageOps.exif_transpose(Image.open(file, formats=FORMATS))
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255)
-                                    .round().astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-        return image.convert("RGB")
+        with Image.open(file, formats=FORMATS) as image:
+            return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise BadInput(f"{name}: no such file") from None
     except UnidentifiedImageError:
@@ -136,13 +136,28 @@ def open_image(file, background="white"):
         raise BadInput(f"{name}: not a readable image ({error})") from None
 
 
+def to_rgb(image, background="white"):
+    """A Pillow picture of any mode as 8-bit RGB: numbers of 16 or 32 bits are scaled down, floats
+    of 0 … 1 up, if their values do not fit 8 bits as they are; transparency is laid on the
+    background."""
+    if image.mode[0] in "IF":
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        high, floats = values.max(), image.mode == "F"
+        top = 65_535 if high > 255 else 1 if floats and high <= 1 else 255
+        image = Image.fromarray((values * (255 / top)).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return image.convert("RGB")
+
+
 def window(image_size, crop="centre140"):
     """The square (left, top, right, bottom) to cut: the named window of an aligned CelebA
     photograph, the largest centred square of anything else."""
     width, height = image_size
     side = min(image_size)
     left, top = (width - side) // 2, (height - side) // 2
-    if image_size == (178, 218):
+    if image_size == ALIGNED:
         left, top, side = CROPS[crop]
     return left, top, left + side, top + side
 

@@ -2,62 +2,67 @@
 
     python inpaint.py --mask irregular                       # a public-domain face, a drawn hole
     python inpaint.py photo.jpg --mask mask.png --samples 8  # white in the mask = to be filled
-    python inpaint.py folder/ --mask center --out filled/    # every image of a folder
+    python inpaint.py folder/ --mask masks/ --out filled/    # each photograph with its own mask
     python inpaint.py --method patchmatch                    # an older way
 
 For an input STEM, in --out: `STEM_input.png`; `STEM_hole.png`, white = filled; `STEM_0.png`,
-`STEM_1.png`, … the fills, outside the hole exactly STEM_input.png; `STEM.png`, what the network was
-given and made of it, side by side.
-With a mask file they are as large as the photograph: a square around the hole is resized to the
-network's size, filled, resized back and pasted into the hole. For a drawn hole the photograph is
-first cut to its centred square and resized to the network's size.
+`STEM_1.png`, … the fills, of the photograph's size and kind, outside the hole exactly
+STEM_input.png; `STEM.png`, what the method was shown and made of it, side by side.
+The network sees the photograph through windows of its own size (windows.py); methods that need no
+network see the photograph's own pixels.
 """
 import argparse
 import hashlib
+import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 import data
 import masks
 import methods
-from support.cli import BadInput, check_range, device, run
+import windows
+from support.cli import BadInput, check_range, device, one_line, run
 from support.files import provenance, write_png
 from support.foreign import local
+from support.photographs import Holes, Photograph, find
 from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
-FINEST = 10       # the network is to see no more of a photograph than 10 × the hole's extent
+OWN = 512         # pixels, the side from which on a method of any size works on a reduced window
+SHOWN = 6         # windows at most in STEM.png, each in panels of
+PANEL = 192       # pixels or, if it is larger, its own size
 
 
 def fill(method, images, hole, samples=4, seed=0, batch=BATCH):
     """`samples` fills of every image: what `draw` drew in the hole, exactly `images` outside it."""
     drawn = draw(method, images, hole, samples, seed, batch)
     inside = hole.permute(0, 2, 3, 1)[:, None] > 0
-    return torch.where(inside, drawn, images[:, None].to(hole.device))
+    images = images if images.ndim == 5 else images[:, None]
+    return torch.where(inside, drawn, images.to(hole.device))
 
 
 def draw(method, images, hole, samples=4, seed=0, batch=BATCH):
     """Have a method fill every image `samples` times: the one place where fills are drawn.
 
     method  inpaint(image, hole, generator) -> image, as in methods.py
-    images  uint8 [N, H, W, 3];  hole [N, 1, H, W], on the device to work on
+    images  uint8 [N, H, W, 3], or [N, samples, H, W, 3] if each sample has its own surroundings
+    hole    [N, 1, H, W], on the device to work on
     seed    sample k of an image depends on (seed, its known pixels and hole, k), not on its name or
             its neighbours: see `noise_seed`
     batch   fills at a time; a network's rounding depends on how many
     Returns uint8 [N, samples, H, W, 3], outside the hole whatever the method returned. Raises
     BadInput if that is of another shape than the images, or not finite.
     """
-    images = images.to(hole.device)
-    known = torch.where(hole > 0, 0.0, data.to_float(images))             # nothing to peek at
-    seeds = [noise_seed(seed, *pair, k) for pair in zip(known, hole) for k in range(samples)]
-    known, holes = (v.repeat_interleave(samples, dim=0) for v in (known, hole))
+    if images.ndim == 4:
+        images = images[:, None].expand(-1, samples, -1, -1, -1)
+    images, holes = images.flatten(0, 1).to(hole.device), hole.repeat_interleave(samples, dim=0)
+    known = torch.where(holes > 0, 0.0, data.to_float(images))            # nothing to peek at
+    seeds = [noise_seed(seed, known[i], holes[i], i % samples) for i in range(len(known))]
     fills = []
     for i in range(0, len(known), batch):
         generators = [torch.Generator().manual_seed(s) for s in seeds[i:i + batch]]
@@ -68,7 +73,7 @@ def draw(method, images, hole, samples=4, seed=0, batch=BATCH):
                            f"{tuple(filled.shape)}: mend the method or, if it uses a network, its "
                            "--weights")
         fills.append(filled.float())
-    return data.to_uint8(torch.cat(fills)).unflatten(0, (len(images), samples))
+    return data.to_uint8(torch.cat(fills)).unflatten(0, (len(hole), samples))
 
 
 def noise_seed(seed, known, hole, k):
@@ -80,70 +85,34 @@ def noise_seed(seed, known, hole, k):
     return int.from_bytes(content.digest()[:8]) >> 1                      # 63 bits
 
 
-def context_box(hole, size):
-    """The square (top, left, side) of a photograph, reduced to `size`, that the network is to see.
-
-    hole [1, H, W], not empty. The window that training cuts, where faces lie as the network knows
-    them, if it holds the hole and the hole would not become too small in it. Else FINEST times the
-    hole's extent, around the hole, as far as the photograph goes; beyond its edges only for a hole
-    that is longer than the photograph is wide.
-    """
-    _, height, width = hole.shape
-    rows, columns = (hole[0].any(dim=dim).nonzero()[:, 0].tolist() for dim in (1, 0))
-    extent = 1 + max(rows[-1] - rows[0], columns[-1] - columns[0])
-    x, y, x_end, y_end = data.window((width, height))
-    if (x <= columns[0] and columns[-1] < x_end and y <= rows[0] and rows[-1] < y_end
-            and x_end - x <= max(size, FINEST * extent)):
-        return y, x, x_end - x
-    side = max(min(max(size, FINEST * extent), height, width), extent)
-
-    def place(line, length):
-        middle = (line[0] + line[-1] + 1 - side) // 2
-        return min(max(middle, 0), length - side) if side <= length else (length - side) // 2
-    return place(rows, height), place(columns, width), side
-
-
-def shrink(photograph, hole, box, size):
-    """The box of the photograph, and its hole, at the network's size. A pixel is the mean of those
-    known around it, so that nothing in the hole colours its rim, and known if three quarters are.
-
-    photograph uint8 [H, W, 3]; hole [1, H, W]; what lies outside the photograph is hole.
-    Returns uint8 [size, size, 3], [1, size, size].
-    """
-    (top, left, side), (height, width) = box, hole.shape[1:]
-    edges = (-left, left + side - width, -top, top + side - height)     # negative: cut away
-    known = F.pad(1 - hole, edges)
-    pixels = torch.cat([F.pad(photograph.permute(2, 0, 1), edges) * known, known])
-    pixels = F.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0]
-    hole = (pixels[3:] < 0.75).float()
-    colours = pixels[:3] * (1 - hole) / torch.where(hole > 0, 1, pixels[3:])
-    return colours.clamp(0, 255).round().byte().permute(1, 2, 0), hole
-
-
-def paste(photograph, hole, box, filled):
-    """The fill, uint8 [size, size, 3], enlarged to the box and pasted into the hole of the
-    photograph, uint8 [H, W, 3], whose other pixels stay as they are."""
-    (top, left, side), (height, width) = box, hole.shape[1:]
-    large = F.interpolate(filled.permute(2, 0, 1)[None].float(), (side, side), mode="bicubic",
-                          antialias=True)[0].clamp(0, 255).round().byte()
-    large = F.pad(large, (left, width - left - side, top, height - top - side))
-    return torch.where(hole[0, :, :, None] > 0, large.permute(1, 2, 0), photograph)
-
-
-def complete(method, photograph, hole, size, samples=4, seed=0, device="cpu", batch=BATCH):
+def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu", batch=BATCH,
+             face=None):
     """Fill the hole of one photograph, uint8 [H, W, 3]; hole [1, H, W]; the rest as for `fill`.
 
-    Returns (box, seen, part, fills): the square of the photograph that the network, of `size`, was
-    shown; what it saw there and the hole in it, as from `shrink`; and its fills, uint8 [samples,
-    size, size, 3], to `paste` back. If nothing is left of the hole at the network's size, they are
-    what it would have seen.
+    size  of the network, which sees the photograph through windows.py; None: the method takes any
+          size, and sees the photograph's own pixels, reduced only in windows of over OWN
+    face  (left, top, side) of the square with the face, if known
+
+    Returns (fills, views): uint8 [samples, H, W, 3], exactly the photograph outside the hole; and,
+    for every window, its box in the photograph, what the method saw there, uint8 [h, w, 3], the
+    hole in it, [1, h, w], and what it drew, uint8 [samples, h, w, 3]. If nothing is left of the
+    hole at that size, that is what was seen.
     """
-    box = context_box(hole, size) if hole.any() else (0, 0, min(hole.shape[1:]))
-    seen, part = shrink(photograph, hole, box, size)
-    if not part.any():
-        return box, seen, part, seen.expand(samples, *seen.shape)
-    fills = fill(method, seen[None], part[None].to(device), samples, seed, batch)
-    return box, seen, part, fills[0].cpu()
+    fills, left, views = photograph.repeat(samples, 1, 1, 1), hole.clone(), []
+    for box, cell in windows.plan(hole, size or OWN, face):
+        shape = size, size
+        if size is None:
+            box = windows.clip(box, hole.shape[1:])
+            shape = tuple(max(1, round(side * min(1, OWN / max(box[2:])))) for side in box[2:])
+        shrunk = [windows.shrink(each, left, box, shape) for each in fills]
+        seen, part = torch.stack([pixels for pixels, _ in shrunk]), shrunk[0][1]
+        drawn = fill(method, seen[None], part[None].to(device), samples, seed,
+                     batch)[0].cpu() if part.any() else seen
+        for each, patch in zip(fills, drawn):
+            windows.paste(each, left, box, cell, patch)
+        windows.crop(left[0], cell).zero_()
+        views.append((box, seen[0], part, drawn))
+    return fills, views
 
 
 def astronaut():
@@ -154,59 +123,13 @@ def astronaut():
     return Image.fromarray(skimage.data.astronaut()).crop((148, 22, 304, 178))
 
 
-def read_photographs(paths):
-    """{stem: picture} of the images and the folders of images named; the astronaut if none is."""
-    if not paths:
-        return {"astronaut": astronaut()}
-    files = []
-    for path in map(Path, paths):
-        found = sorted(f for f in path.iterdir() if f.suffix.lower() in data.SUFFIXES
-                       and f.is_file()) if path.is_dir() else [path]
-        if not found:
-            raise BadInput(f"{path}: no image in this folder ({', '.join(data.SUFFIXES)})")
-        files += found
-    stem, count = Counter(file.stem for file in files).most_common(1)[0]
-    if count > 1:
-        raise BadInput(f"two images are called {stem}: their results would overwrite each "
-                       "other; rename one")
-    stems = {file.stem for file in files}
-    for stem in stems:
-        base, _, end = stem.rpartition("_")
-        if base in stems and (end in ("input", "hole") or end.isdecimal()):
-            raise BadInput(f"{stem} is also the name of a result of {base}: rename one, or fill "
-                           "them into folders of their own")
-    return {file.stem: data.open_image(file) for file in files}
-
-
-def read_hole(mask, photographs, size, seed):
-    """The hole of every photograph: a list of [1, H, W], drawn at the network's size if `mask`
-    names a family, else read from a file of the photographs' shape and of each one's own size."""
-    if mask in masks.MASKS:
-        return [*masks.MASKS[mask](len(photographs), size, torch.Generator().manual_seed(seed))]
-    if not Path(mask).is_file():
-        raise BadInput(f"--mask {mask}: neither a file nor one of {', '.join(masks.MASKS)}")
-    picture = data.open_image(mask, background="black").convert("L")
-    brightest = picture.getextrema()[1]
-    if brightest > 0 and not masks.from_image(picture, picture.size).any():
-        raise BadInput(f"{mask}: white is what is filled, from 128 of 255 on, but the brightest of "
-                       f"its values is {brightest}: raise the contrast of the mask")
-    holes = []
-    for stem, photograph in photographs.items():
-        (width, height), (w, h) = photograph.size, picture.size
-        if abs(w * height - h * width) > 0.01 * h * width:
-            raise BadInput(f"{mask} is {w}×{h} and {stem} is {width}×{height}: a mask must have "
-                           "its photograph's shape")
-        holes.append(masks.from_image(picture, photograph.size)[0])
-    return holes
-
-
 def spread_of(fills):
     """How much the fills, uint8 [K, H, W, 3], differ at every pixel: their standard deviation, of
     255, the mean of the three colours: [H, W]."""
     return fills.astype(float).std(axis=0).mean(axis=-1)
 
 
-def side_by_side(image, hole, fills, scale=3):
+def side_by_side(image, hole, fills):
     """Original, masked, fills and their pixelwise spread, enlarged and labelled.
 
     image uint8 [H, W, 3]; hole [1, H, W]; fills uint8 [K, H, W, 3]. Returns a picture.
@@ -216,28 +139,59 @@ def side_by_side(image, hole, fills, scale=3):
     heat = (spread / max(spread.max(), 1) * 255).repeat(3, axis=-1).astype(np.uint8)
     panels = [("original", image), ("to fill", masked),
               *((f"fill {k}", fill) for k, fill in enumerate(fills)),
-              (f"spread 0…{spread.max():.0f}", heat)]
-    side, top = scale * len(image), 22
-    sheet = Image.new("RGB", (len(panels) * (side + 4) - 4, side + top), "white")
+              (f"spread 0…{spread.max():.0f}", heat)][:-1 if len(fills) == 1 else None]
+    scale, top = max(1, PANEL // max(image.shape)), 22
+    width, height = scale * image.shape[1], scale * image.shape[0]
+    sheet = Image.new("RGB", (len(panels) * (width + 4) - 4, height + top), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     for i, (label, panel) in enumerate(panels):
-        left = i * (side + 4)
-        sheet.paste(Image.fromarray(panel).resize((side, side), Image.NEAREST), (left, top))
-        pen.text((left + side / 2, top / 2), label, fill="black", font=font, anchor="mm")
+        left = i * (width + 4)
+        sheet.paste(Image.fromarray(panel).resize((width, height), Image.NEAREST), (left, top))
+        pen.text((left + width / 2, top / 2), label, fill="black", font=font, anchor="mm")
     return sheet
 
 
-def write_results(out, stem, image, hole, size, filled, metadata):
-    """The files of one photograph; `filled` is what `complete` returned."""
-    box, seen, part, fills = filled
-    pictures = {f"{stem}_input": image, f"{stem}_hole": (255 * hole[0]).byte()}
-    pictures |= {f"{stem}_{k}": paste(image, hole, box, fill) for k, fill in enumerate(fills)}
-    for name, pixels in pictures.items():
-        write_png(Image.fromarray(pixels.numpy()), out / f"{name}.png", metadata)
-    original = shrink(image, torch.zeros_like(hole), box, size)[0]
-    seen = torch.where(part[0, :, :, None] > 0, original, seen)
-    sheet = side_by_side(seen.numpy(), part.numpy(), fills.numpy())
-    write_png(sheet, out / f"{stem}.png", metadata)
+def stacked(sheets):
+    """Pictures one above the other."""
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets),
+                              sum(sheet.height for sheet in sheets)), "white")
+    for i, sheet in enumerate(sheets):
+        whole.paste(sheet, (0, sum(above.height for above in sheets[:i])))
+    return whole
+
+
+def read_each(photographs, holes, failed):
+    """(name of the results, photograph, hole), one at a time. Of several photographs, one that
+    cannot be read, or has no mask, is reported, added to `failed`, and the rest go on."""
+    for name, path in photographs.items():
+        try:
+            photograph = Photograph(data.decode(path) if path else astronaut())
+            found = holes.of(name, path, photograph.rgb.shape[:2])
+        except BadInput as error:
+            if len(photographs) == 1:
+                raise
+            tqdm.write(one_line(error), file=sys.stderr)
+            failed.append(name)
+            continue
+        for each, hole in found:
+            yield each, photograph, hole
+
+
+def write_results(out, name, photograph, hole, fills, views, metadata):
+    """The files of one photograph; fills and views as `complete` returned them."""
+    pictures = {f"{name}_input": photograph.filled(),
+                f"{name}_hole": Image.fromarray((255 * hole[0]).byte().numpy())}
+    pictures |= {f"{name}_{k}": photograph.filled(hole, fill) for k, fill in enumerate(fills)}
+    sheets = []
+    for box, seen, part, drawn in views[:SHOWN]:
+        original, _ = windows.shrink(photograph.rgb, torch.zeros_like(hole), box, part.shape[1:])
+        seen = torch.where(part[0, :, :, None] > 0, original, seen)
+        sheets.append(side_by_side(seen.numpy(), part.numpy(), drawn.numpy()))
+    if sheets:
+        pictures[name] = stacked(sheets)
+    for path, picture in pictures.items():
+        (out / path).parent.mkdir(parents=True, exist_ok=True)
+        write_png(picture, out / f"{path}.png", metadata)
 
 
 def check_out(args):
@@ -252,8 +206,14 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("images", nargs="*", help="photographs, or folders of them; none: the astronaut")
-    add("--mask", default="irregular", help="a mask file (white = to be filled), or a family: "
-        + ", ".join(masks.MASKS))
+    add("--mask", default="irregular", help="a mask file, white (from 128 of 255) = to be filled; "
+        "a folder of them, STEM.png or STEM_mask….png for photograph STEM; or a family, drawn in "
+        "the centred square: " + ", ".join(masks.MASKS))
+    add("--invert", action="store_true", help="the mask is white where the photograph is kept")
+    add("--grow", type=int, default=0, metavar="PIXELS", help="widen every hole, so that no rim of "
+        "what it is to remove is left")
+    add("--face", type=int, nargs=3, metavar=("LEFT", "TOP", "SIDE"), help="the square, in pixels, "
+        "that shows the face as CelebA does: eyes at half its height, a third of its width apart")
     add("--method", help=", ".join(methods.METHODS) + ", or a file of your own; default: keep, or "
         "pigdm with weights that know no hole")
     add("--train", nargs="+", metavar="PATH", help="training images, for a method that learns from "
@@ -270,6 +230,9 @@ def parse():
     args = parser.parse_args()
     check_range(args, 1, 65_535, "samples", "batch")
     check_range(args, 0, 10 ** 9, "seed")
+    check_range(args, 0, 10 ** 4, "grow")
+    if args.face and args.face[2] < 1:
+        raise BadInput(f"--face: a square's side is at least 1 pixel, not {args.face[2]}")
     check_range(args, 0, 1, "eta")
     device(args.device)
     return args
@@ -277,7 +240,7 @@ def parse():
 
 def main():
     args = parse()
-    photographs = read_photographs(args.images)
+    photographs = find(args.images, args.out) if args.images else {"astronaut": None}
     args.weights = local(args.weights)
     ddpm, eps_model, size = load_weights(args.weights, args.device)
     args.method = args.method or methods.default(eps_model)
@@ -289,29 +252,33 @@ def main():
             raise BadInput(f"--method {args.method} learns from training images: name them with "
                            "--train, or draw them with --train synthetic")
         method.inpaint = method.fit(data.load(args.train, size=size))
-    holes = read_hole(args.mask, photographs, size, args.seed)
+    holes = Holes(args.mask, size, args.seed, args.invert, args.grow)
     check_out(args)
     out, metadata = Path(args.out), provenance(args.weights, args.seed)
     out.mkdir(parents=True, exist_ok=True)
 
-    begun = time.time()
-    work = -(-samples // args.batch) * max(method.CALLS, 1)        # steps of the bar for an image
-    with tqdm(total=len(holes) * work, desc="inpainting", unit=" calls") as bar:
-        for i, ((stem, photograph), hole) in enumerate(zip(photographs.items(), holes)):
-            if args.mask in masks.MASKS:
-                photograph = data.square(photograph, size)
-            image = torch.from_numpy(np.array(photograph))
-            filled = complete(method.inpaint, image, hole, size, samples, args.seed, args.device,
-                              args.batch)
-            if not filled[2].any():
-                tqdm.write(f"{stem}: the hole is too thin for the network, and blurred over"
-                           if hole.any() else
-                           f"{stem}: the hole is empty, nothing to do; the image is copied")
-            bar.update((i + 1) * work - bar.n)
-            write_results(out, stem, image, hole, size, filled, metadata)
-    print(f"{len(holes)} image{'s' * (len(holes) > 1)} × {samples} fill{'s' * (samples > 1)}, seed "
+    begun, failed, size = time.time(), [], None if method.ANY_SIZE else size
+    jobs = read_each(photographs, holes, failed)
+    jobs = jobs if len(photographs) > 1 else [*jobs]              # a mistake is told at once
+    work = -(-samples // args.batch) * max(method.CALLS, 1)       # steps of the bar for a window
+    with tqdm(total=len(photographs) * work, desc="inpainting", unit=" calls") as bar:
+        for name, photograph, hole in jobs:
+            done, number = bar.n, max(1, len(windows.plan(hole, size or OWN, args.face)))
+            bar.total += (number - 1) * work
+            fills, views = complete(method.inpaint, photograph.rgb, hole, size, samples, args.seed,
+                                    args.device, args.batch, args.face)
+            bar.update(done + number * work - bar.n)
+            if not any(part.any() for _, _, part, _ in views):
+                tqdm.write(f"{name}: the hole is " + (
+                    "too thin for the network, and blurred over" if hole.any() else
+                    "empty, nothing to do; the image is copied"))
+            write_results(out, name, photograph, hole, fills, views, metadata)
+    count = len(photographs) - len(failed)
+    print(f"{count} image{'s' * (count != 1)} × {samples} fill{'s' * (samples > 1)}, seed "
           f"{args.seed}, {method.CALLS} network calls a fill, {time.time() - begun:.1f} s: {out}/")
+    if failed:
+        raise BadInput(f"{len(failed)} of {len(photographs)} images were not filled, as said above")
 
 
 if __name__ == "__main__":
-    run(main, memory="--samples")
+    run(main, memory="--samples or --batch, or reduce the photograph")

@@ -9,6 +9,7 @@ Elsewhere, a method is a file with `inpaint(image, hole, generator) -> image`; i
 [-1, 1], 0 inside the hole [B, 1, H, W]; generator: a list, one an image (`ddpm.randn_like` draws
 from it). Or it has `fit(images) -> inpaint`, given training images, uint8 [N, H, W, 3].
 `DRAWS = False` says that it has one fill only for an image; `CALLS` is the number of network calls.
+It takes images of any size, unless `ANY_SIZE = False` asks for those of the network's.
 """
 import importlib.util
 from itertools import pairwise
@@ -150,7 +151,7 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
                                        **settings)
         path = jump_path(steps, JUMP, REPEATS if method == "repaint" else 1)
         calls = sum(there < here for here, there in pairwise(path))
-        return SimpleNamespace(inpaint=inpaint, DRAWS=True, CALLS=calls)
+        return SimpleNamespace(inpaint=inpaint, DRAWS=True, CALLS=calls, ANY_SIZE=False)
     path = file_of(name)
     if path.suffix != ".py" or not path.is_file():
         raise BadInput(f"{name}: neither a .py file nor one of {', '.join(METHODS)}")
@@ -161,7 +162,7 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
            if not isinstance(value, ModuleType)}                     # such as our inpaint, imported
     if "inpaint" not in own and "fit" not in own:
         raise BadInput(f"{name}: it has neither inpaint(image, hole, generator) nor fit(images)")
-    return SimpleNamespace(**{"DRAWS": True, "CALLS": 0, **own})
+    return SimpleNamespace(**{"DRAWS": True, "CALLS": 0, "ANY_SIZE": "inpaint" in own, **own})
 
 
 def file_of(name):

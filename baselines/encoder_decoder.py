@@ -3,5 +3,5 @@ error alone: `python -m baselines.glcic train --loss l2`. One network call, 20 m
 on one thread; 2.6 MB of weights."""
 from baselines import glcic
 
-DRAWS, CALLS = False, 1
+DRAWS, CALLS, ANY_SIZE = False, 1, False
 inpaint = glcic.load(glcic.WEIGHTS / "encoder_decoder.pt")

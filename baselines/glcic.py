@@ -41,7 +41,7 @@ from support.cli import BadInput, check_range, run
 from support.files import check_finite, lock_folder, read_tensors, reading, rebuild, write_png
 from unet import zero
 
-DRAWS, CALLS = False, 1
+DRAWS, CALLS, ANY_SIZE = False, 1, False
 WEIGHTS = Path(__file__).parents[1] / "weights"
 T_C, T_D = 0.18, 0.02        # the shares of phases one and two: 90,000 and 10,000 of 500,000 steps
 ALPHA = 0.0016               # 4 × the paper's 0.0004: so much larger are squares in [-1, 1]

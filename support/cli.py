@@ -34,10 +34,14 @@ def run(main, memory="--batch"):
 
 
 def refuse(error):
-    """Print the error on one line, even if a file name holds control characters; exit with 2."""
-    line = "".join(c if c.isprintable() else " " for c in str(error))
-    print(f"{Path(sys.argv[0]).name}: {' '.join(line.split())}", file=sys.stderr)
+    """Print the error on one line; exit with 2."""
+    print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
     sys.exit(2)
+
+
+def one_line(error):
+    """The error's text on one line, even if a file name in it holds control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
 
 
 def check_range(args, low, high, *names):

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import shlex
+import struct
 import subprocess
 import sys
 import zipfile
@@ -87,10 +88,12 @@ def write_tensors(path, content):
 
 
 def write_png(picture, path, metadata=None):
-    """A picture and, as its text chunks, what is metadata of it (see `origin`)."""
+    """A picture, with its colour profile or gamma, and `metadata` in text chunks."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         chunks.add_text(key, str(value))
+    if "gamma" in picture.info:
+        chunks.add(b"gAMA", struct.pack(">I", round(picture.info["gamma"] * 100_000)))
     with atomic_write(path) as half:
         picture.save(half, format="PNG", pnginfo=chunks)
 

@@ -2,8 +2,6 @@
 import argparse
 import math
 
-import hypothesis
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
@@ -45,7 +43,7 @@ def test_a_fresh_clone_fills_the_astronaut(command, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         f"astronaut{end}.png" for end in ("", "_input", "_hole", "_0", "_1")}
     given, hole = read("out/astronaut_input.png"), read("out/astronaut_hole.png") == 255
-    assert given.shape == (SIZE, SIZE, 3) and 0 < hole.sum() < SIZE ** 2
+    assert given.shape == (156, 156, 3) and 0 < hole.sum() < 156 ** 2
     for k in range(2):
         filled = read(f"out/astronaut_{k}.png")
         assert (filled[~hole] == given[~hole]).all() and (filled[hole] != given[hole]).any()
@@ -97,55 +95,6 @@ def test_a_photograph_keeps_its_size_and_every_pixel_outside_the_hole(
     assert (filled[mask > 0] != given[mask > 0]).any(axis=1).mean() > 0.9
 
 
-@hypothesis.given(st.integers(8, 400), st.integers(8, 400), st.data())
-def test_the_network_sees_the_whole_hole_and_the_hole_is_not_small(width, height, draw):
-    left, top = (draw.draw(st.integers(0, length - 1)) for length in (width, height))
-    right, bottom = (draw.draw(st.integers(low + 1, length))
-                     for low, length in ((left, width), (top, height)))
-    hole = torch.zeros(1, height, width)
-    hole[:, top:bottom, left:right] = 1
-    y, x, side = inpaint.context_box(hole, 64)
-    extent = max(right - left, bottom - top)
-    assert x <= left and right <= x + side and y <= top and bottom <= y + side
-    assert side <= max(64, inpaint.FINEST * extent)
-    if extent <= min(width, height):
-        assert 0 <= x <= width - side and 0 <= y <= height - side
-    _, part = inpaint.shrink(torch.zeros(height, width, 3).byte(), hole, (y, x, side), 64)
-    assert part.any() or min(right - left, bottom - top) < side / 64 * 2
-
-
-def test_the_window_of_training_is_kept_if_it_holds_the_hole():
-    hole = torch.zeros(1, 218, 178)
-    hole[:, 80:110, 60:100] = 1
-    assert inpaint.context_box(hole, 64) == (39, 19, 140)
-    hole[:, 10] = 1
-    assert inpaint.context_box(hole, 64) != (39, 19, 140)
-
-
-def test_what_is_in_the_hole_is_never_seen():
-    hole = torch.zeros(1, 100, 130)
-    hole[:, 21:67, 33:76] = 1
-    one, other = (torch.full((100, 130, 3), 90, dtype=torch.uint8) for _ in range(2))
-    other[hole[0] > 0] = 255
-    box = inpaint.context_box(hole, 32)
-    seen, part = inpaint.shrink(one, hole, box, 32)
-    assert (inpaint.shrink(other, hole, box, 32)[0] == seen).all()
-    assert (seen[part[0] == 0] == 90).all()
-
-
-@pytest.mark.parametrize("box", [(10, 40, 80), (0, 0, 100), (-15, 0, 130), (40, 60, 20)])
-def test_shrunk_and_pasted_back_a_smooth_photograph_is_itself(box):
-    y, x = torch.meshgrid(torch.arange(100.0), torch.arange(130.0), indexing="ij")
-    photograph = torch.stack([2 * y, 1.5 * x, 100 + 0.5 * y - 0.3 * x], dim=-1)
-    photograph = photograph.round().byte()
-    hole = torch.zeros(1, 100, 130)
-    hole[:, 45:55, 65:75] = 1
-    small, _ = inpaint.shrink(photograph, torch.zeros_like(hole), box, 32)
-    back = inpaint.paste(photograph, hole, box, small)
-    error = (back.float() - photograph.float())[hole[0] > 0]
-    assert error.abs().max() <= 2 and error.mean(dim=0).abs().max() < 0.5
-
-
 def test_an_empty_hole_is_said_and_the_image_copied(command, tmp_path):
     Image.new("L", (60, 60)).save(tmp_path / "mask.png")
     status, printed, err = command(photograph(tmp_path / "a.png", 60, 60), "--mask", "mask.png")
@@ -156,7 +105,7 @@ def test_an_empty_hole_is_said_and_the_image_copied(command, tmp_path):
 def test_an_all_white_mask_is_unconditional(command, tmp_path):
     Image.new("L", (60, 60), 255).save(tmp_path / "mask.png")
     command(photograph(tmp_path / "a.png", SIZE, SIZE), "--mask", "mask.png", "--samples", 1)
-    command(photograph(tmp_path / "b.jpg", 60, 60), "--mask", "full", "--samples", 1)
+    command(photograph(tmp_path / "b.jpg", SIZE, SIZE), "--mask", "full", "--samples", 1)
     assert (read("out/a_0.png") == read("out/b_0.png")).all()
 
 
@@ -169,7 +118,7 @@ def test_photographs_of_every_mode(command, tmp_path, mode, name):
         photograph(tmp_path / name, mode=mode)
     assert command(tmp_path / name, "--samples", 1)[0] == 0
     if mode == "I;16":
-        assert abs(int(read("out/a_input.png")[0, 0, 0]) - 40_000 // 257) <= 1
+        assert (read("out/a_input.png") == 40_000).all()
 
 
 def test_fills_larger_than_a_batch_equal_those_of_a_smaller_one(weights):

@@ -1,0 +1,206 @@
+"""Photographs and masks as people have them: what a file says beside its pixels goes in and comes
+out again, a folder is read one photograph at a time, a mask is found by its photograph's name."""
+import functools
+import io
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageCms
+from scipy import ndimage
+
+import data
+import masks
+from support.cli import BadInput
+
+MASK = "_mask"                # face_mask.png, face_mask001.png are masks of face.jpg
+
+
+# ---- photographs -------------------------------------------------------------------------------
+
+class Photograph:
+    """A picture in its own kind: grey or colour, transparent or not, of 8 bits or, if grey, 16;
+    with the colour profile or gamma by which it is shown. `rgb`, uint8 [H, W, 3], is what methods
+    see."""
+
+    def __init__(self, picture):
+        self.info = picture.info
+        picture = to_srgb(picture)
+        if picture.mode.startswith("I;16") and picture.getextrema()[1] > 255:
+            self.mode, self.own = "L", np.asarray(picture).astype(np.uint16)
+        else:
+            grey = picture.mode in ("1", "L", "LA", "La", "I", "F") or picture.mode[:4] == "I;16"
+            self.mode = ("L" if grey else "RGB") + "A" * picture.has_transparency_data
+            flat = data.to_rgb(picture) if picture.mode[0] in "IF" else picture
+            self.own = np.asarray(flat.convert(self.mode))
+        self.rgb = torch.from_numpy(np.array(data.to_rgb(picture)))
+
+    def filled(self, hole=None, fill=None):
+        """As a Pillow picture of its own kind: with `fill`, uint8 [H, W, 3], in the hole
+        [1, H, W], and all other pixels as they were; or as it was given."""
+        pixels = self.own
+        if fill is not None:
+            new = np.asarray(Image.fromarray(fill.numpy()).convert(self.mode))          # opaque
+            new = new.astype(np.uint16) * 257 if pixels.dtype == np.uint16 else new
+            inside = (hole[0].numpy() > 0).reshape(*hole.shape[1:], *[1] * (new.ndim - 2))
+            pixels = np.where(inside, new, pixels)
+        picture = Image.fromarray(pixels)
+        space = {b"RGB ": "RGB", b"GRAY": "L"}.get(self.info.get("icc_profile", b"")[16:20])
+        if space == self.mode.rstrip("A"):
+            picture.info["icc_profile"] = self.info["icc_profile"]
+        elif "gamma" in self.info:
+            picture.info["gamma"] = self.info["gamma"]
+        return picture
+
+
+def to_srgb(picture):
+    """CMYK and Lab, which a PNG cannot hold, as RGB: by the picture's own profile if it has one."""
+    if picture.mode not in ("CMYK", "LAB"):
+        return picture
+    profile = picture.info.get("icc_profile")
+    try:
+        source = (ImageCms.createProfile("LAB") if picture.mode == "LAB" else
+                  ImageCms.ImageCmsProfile(io.BytesIO(profile or b"")))
+        return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"),
+                                         outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return picture.convert("RGB")
+
+
+def find(paths, out):
+    """{name: path} of the images named and of those in the folders named, at any depth; the name,
+    a path relative to the folder, without its ending, is that of the results in --out."""
+    found, out = [], Path(out).resolve()
+    for path in map(Path, paths):
+        files = [(Path(path.stem), path)]
+        if path.is_dir():
+            files = [(file.relative_to(path).with_suffix(""), file) for file in walk(path, out)]
+        if not files:
+            raise BadInput(f"{path}: no image in this folder ({', '.join(data.SUFFIXES)})")
+        found += [(str(name), file) for name, file in files]
+    name, count = Counter(name for name, _ in found).most_common(1)[0]
+    if count > 1:
+        raise BadInput(f"two images are called {name}: their results would overwrite each "
+                       "other; rename one")
+    found = dict(found)
+    beside = {name for name in found if name.rpartition(MASK)[0] in found}
+    if beside:
+        print(f"{len(beside)} images, such as {found[min(beside)]}, are taken for masks of others; "
+              "--mask FOLDER uses them", file=sys.stderr)
+    found = {name: path for name, path in found.items() if name not in beside}
+    for name in found:
+        base, _, end = name.rpartition("_")
+        if base in found and (end in ("input", "hole") or end.isdecimal()):
+            raise BadInput(f"{name} is also the name of a result of {base}: rename one, or fill "
+                           "them into folders of their own")
+    return found
+
+
+def walk(folder, out=None):
+    """The images in a folder and those below it, sorted; not hidden ones, and none in `out`."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".")
+                            and (Path(place) / name).resolve() != out)
+        for name in sorted(files):
+            if name.lower().endswith(data.SUFFIXES) and not name.startswith("."):
+                yield Path(place) / name
+
+
+# ---- masks -------------------------------------------------------------------------------------
+
+class Holes:
+    """The holes that --mask asks for: of a family, drawn, another for every photograph; of a file,
+    the same for all; or of a folder, the files with the photographs' names.
+
+    size, seed   of the drawn holes
+    invert       fill what is known, and keep the hole
+    grow         widen every hole by so many pixels
+    """
+
+    def __init__(self, mask, size, seed=0, invert=False, grow=0):
+        self.mask, self.size, self.invert, self.grow = mask, size, invert, grow
+        self.generator = torch.Generator().manual_seed(seed)
+        self.files, self.open = {}, functools.lru_cache(1)(open_mask)
+        if mask in masks.MASKS:
+            return
+        if Path(mask).is_dir():
+            for file in walk(mask):
+                name = str(file.relative_to(mask).with_suffix(""))
+                self.files.setdefault(name.rpartition(MASK)[0] or name, []).append(file)
+            if not self.files:
+                raise BadInput(f"--mask {mask}: no image in this folder")
+        elif not Path(mask).is_file():
+            raise BadInput(f"--mask {mask}: neither a file or folder nor one of "
+                           f"{', '.join(masks.MASKS)}")
+
+    def of(self, name, path, shape):
+        """[(name of the results, hole [1, H, W])] of a photograph of this shape (H, W). Several
+        masks of one photograph give results by the masks' names."""
+        if self.mask in masks.MASKS:
+            return [(name, self.finish(self.draw(shape)))]
+        files = [Path(self.mask)]
+        if self.files:
+            files = self.files.get(name) or self.files.get(Path(name).name, [])
+            files = [file for file in files if not path or file.resolve() != path.resolve()]
+            if not files:
+                raise BadInput(f"{path or name}: no mask of this name in {self.mask}")
+        names = [name] if len(files) == 1 else [str(Path(name).with_name(file.stem))
+                                                for file in files]
+        return [(each, self.finish(self.read(file, shape, path or name)))
+                for each, file in zip(names, files)]
+
+    def draw(self, shape):
+        """A hole of the family in the photograph's centred square, drawn at the network's size."""
+        height, width = shape
+        left, top, right, bottom = data.window((width, height))
+        hole = masks.MASKS[self.mask](1, self.size, self.generator)[0]
+        hole = F.interpolate(hole[None], (bottom - top, right - left), mode="nearest-exact")[0]
+        return F.pad(hole, (left, width - right, top, height - bottom))
+
+    def read(self, path, shape, whose):
+        """The hole of a mask file, for a photograph of this shape, called `whose` in messages."""
+        picture, (height, width) = self.open(path), shape
+        w, h = picture.size
+        if abs(w * height - h * width) > 0.01 * h * width:
+            raise BadInput(f"{path} is {w}×{h} and {whose} is {width}×{height}: a mask must have "
+                           "its photograph's shape")
+        hole = masks.from_image(picture, (width, height))[0]
+        brightest = picture.getextrema()[1]
+        if brightest > 0 and not masks.from_image(picture, picture.size).any():
+            raise BadInput(f"{path}: white is what is filled, from 128 of 255 on, but the "
+                           f"brightest of its values is {brightest}: raise the contrast of the "
+                           "mask")
+        rim = torch.cat([hole[0, 0], hole[0, -1], hole[0, :, 0], hole[0, :, -1]])
+        if not self.invert and hole.mean() > 0.5 and rim.mean() > 0.9 and not hole.all():
+            print(f"{path}: {hole.mean():.0%} of the picture are to be filled; if the mask is "
+                  "white where the photograph is to be kept, add --invert", file=sys.stderr)
+        return hole
+
+    def finish(self, hole):
+        if self.invert:
+            hole = 1 - hole
+        if self.grow and hole.any():
+            near = ndimage.distance_transform_edt(hole[0].numpy() == 0) <= self.grow
+            hole = torch.from_numpy(near).float()[None]
+        return hole
+
+
+def open_mask(path):
+    """A mask as an 8-bit grey picture. Paint on a transparent ground is the hole, whatever its
+    colour; a picture with a part cut out of it is refused, as it may mean either part."""
+    picture = data.decode(path)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        pixels = np.asarray(picture).reshape(-1, 4)
+        opaque = pixels[pixels[:, 3] >= 128, :3]
+        if len(opaque) < len(pixels) and len(opaque):
+            if (opaque == opaque[0]).all():
+                return picture.getchannel("A")
+            if (opaque != opaque[:, :1]).any():
+                raise BadInput(f"{path}: a mask is white where the photograph is to be filled and "
+                               "black elsewhere; this one is a picture with transparent parts")
+    return data.to_rgb(picture, background="black").convert("L")

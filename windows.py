@@ -1,0 +1,146 @@
+"""Windows: which squares of a photograph a network of a fixed size is shown, and how its fills
+return to the photograph.
+
+A photograph is larger than the network's image, so the network sees a square of it, reduced. It
+fills best where a face lies as faces lay in training: in CelebA's photographs that is known, a
+square photograph is taken for a face, and of any other the user can say where. Otherwise the window
+is a few times as wide as the hole. Holes that lie apart get windows of their own; one too thin to
+be seen in such a window, such as a scratch, is covered by several, one after the other, each of
+which sees what those before it drew.
+
+A box is (top, left, height, width), in pixels of the photograph; it may reach beyond the edges.
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+import data
+
+CONTEXT = 3         # the side of a window, in extents of its part of the hole
+FINEST = 10         # a face's window serves holes of at least a tenth of its side
+THINNEST = 1.5      # pixels, the least thickness of a hole in the network's image
+
+
+def plan(hole, size, face=None):
+    """The windows that fill a hole [1, H, W], in their order: a list of (box, cell).
+
+    The network, of `size`, is shown the box, a square; what it draws in the hole is pasted in the
+    cell, a box within it. The cells cover the hole. No window is smaller than the network's image,
+    unless the photograph is.
+
+    face  (left, top, side) of the square that shows a face as the network knows them, if known
+    """
+    found, (height, width) = hole[0].numpy() > 0, hole.shape[1:]
+    parts = [*apart(found, size // 2)]
+    if face is None and (height == width or (width, height) == data.ALIGNED):
+        left, top, right, _ = data.window((width, height))
+        face = left, top, right - left
+    if face:
+        box = face[1], face[0], face[2], face[2]
+        finest = [min(FINEST * max(part[2:]), largest(found, part, size)) for part in parts]
+        if parts and inside(bounds(found), box) and face[2] <= max(size, min(finest)):
+            return [(box, bounds(found))]
+    return [window for part in parts for window in cover(found, part, size)]
+
+
+def bounds(found):
+    """The smallest box around what is True, bool [H, W]; None if nothing is."""
+    rows, columns = (found.any(axis=axis).nonzero()[0] for axis in (1, 0))
+    if not len(rows):
+        return None
+    return (*map(int, (rows[0], columns[0], 1 + rows[-1] - rows[0], 1 + columns[-1] - columns[0])),)
+
+
+def inside(box, other):
+    return all(other[i] <= box[i] and box[i] + box[i + 2] <= other[i] + other[i + 2]
+               for i in (0, 1))
+
+
+def crop(array, box):
+    """The part of [H, W, …] that lies in the box: a view."""
+    top, left, height, width = box
+    return array[max(top, 0):top + height, max(left, 0):left + width]
+
+
+def largest(found, part, size):
+    """The side of a window, in pixels, in which this part of the hole is just THINNEST thick."""
+    thickness = 2 * ndimage.distance_transform_cdt(np.pad(crop(found, part), 1)).max() - 1
+    return max(size, int(thickness * size / THINNEST))
+
+
+def apart(found, gap):
+    """The boxes around those parts of the hole between which lie `gap` pixels or more (nearer ones
+    may count as one part)."""
+    coarse = F.max_pool2d(torch.from_numpy(found)[None].float(), gap, ceil_mode=True)[0].numpy() > 0
+    labels, _ = ndimage.label(coarse, np.ones((3, 3)))
+    for i, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        own = np.kron(labels[rows, columns] == i, np.ones((gap, gap), bool))
+        top, left = rows.start * gap, columns.start * gap
+        own = own[:len(found) - top, :found.shape[1] - left]
+        own &= found[top:top + len(own), left:left + own.shape[1]]
+        y, x, height, width = bounds(own)
+        yield top + y, left + x, height, width
+
+
+def cover(found, part, size):
+    """Windows for a part of the hole: one with CONTEXT around it, or, if the hole is too thin to be
+    seen in that, a grid of smaller ones, each of which fills its middle."""
+    extent, limit = max(part[2:]), largest(found, part, size)
+    if extent <= limit / 2:
+        return [(around(part, found.shape, min(max(size, CONTEXT * extent), limit)), part)]
+    windows, step = [], limit // 2
+    for top in range(part[0], part[0] + part[2], step):
+        for left in range(part[1], part[1] + part[3], step):
+            cell = bounds(crop(found, (top, left, min(step, part[0] + part[2] - top),
+                                       min(step, part[1] + part[3] - left))))
+            if cell:
+                cell = (top + cell[0], left + cell[1], *cell[2:])
+                windows.append((around(cell, found.shape, limit), cell))
+    return windows
+
+
+def around(part, shape, side):
+    """The square box of about `side` around a part of the hole, moved into the photograph; smaller
+    if the photograph is; beyond its edges only if the part is longer than the photograph is wide.
+    """
+    side = max(min(side, *shape), *part[2:])
+
+    def place(start, extent, length):
+        middle = start + (extent - side) // 2
+        return min(max(middle, 0), length - side) if side <= length else (length - side) // 2
+    return place(part[0], part[2], shape[0]), place(part[1], part[3], shape[1]), side, side
+
+
+def shrink(photograph, hole, box, shape):
+    """The box of the photograph, and its hole, reduced to `shape`. A pixel is the mean of those
+    known around it, so that nothing in the hole colours its rim, and known if three quarters are.
+
+    photograph uint8 [H, W, 3]; hole [1, H, W]; what lies outside the photograph is hole.
+    Returns uint8 [*shape, 3], [1, *shape].
+    """
+    (top, left, height, width), (H, W) = box, hole.shape[1:]
+    edges = (max(-left, 0), max(left + width - W, 0), max(-top, 0), max(top + height - H, 0))
+    known = 1 - crop(hole[0], box)
+    pixels = torch.cat([crop(photograph, box).permute(2, 0, 1) * known, known[None]])
+    pixels = F.interpolate(F.pad(pixels, edges)[None], shape, mode="bicubic", antialias=True)[0]
+    hole = (pixels[3:] < 0.75).float()
+    colours = pixels[:3] * (1 - hole) / torch.where(hole > 0, 1, pixels[3:])
+    return colours.clamp(0, 255).round().byte().permute(1, 2, 0), hole
+
+
+def paste(photograph, hole, box, cell, filled):
+    """Enlarge a fill, uint8 [h, w, 3], to the box and write it into the photograph, uint8
+    [H, W, 3], in place: in the cell's part of the hole and nowhere else."""
+    top, left, height, width = box
+    large = F.interpolate(filled.permute(2, 0, 1)[None].float(), (height, width), mode="bicubic",
+                          antialias=True)[0].clamp(0, 255).round().byte().permute(1, 2, 0)
+    drawn = crop(large, (cell[0] - top, cell[1] - left, *cell[2:]))
+    target = crop(photograph, cell)
+    target.copy_(torch.where(crop(hole[0], cell)[..., None] > 0, drawn, target))
+
+
+def clip(box, shape):
+    """The part of the box that lies in a photograph of this shape (H, W)."""
+    top, left = max(box[0], 0), max(box[1], 0)
+    return top, left, min(box[0] + box[2], shape[0]) - top, min(box[1] + box[3], shape[1]) - left
