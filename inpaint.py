@@ -273,6 +273,7 @@ def main():
                     "too thin for the network, and blurred over" if hole.any() else
                     "empty, nothing to do; the image is copied"))
             write_results(out, name, photograph, hole, fills, views, metadata)
+    holes.report_unused()
     count = len(photographs) - len(failed)
     print(f"{count} image{'s' * (count != 1)} × {samples} fill{'s' * (samples > 1)}, seed "
           f"{args.seed}, {method.CALLS} network calls a fill, {time.time() - begun:.1f} s: {out}/")

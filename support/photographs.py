@@ -124,7 +124,8 @@ class Holes:
     def __init__(self, mask, size, seed=0, invert=False, grow=0):
         self.mask, self.size, self.invert, self.grow = mask, size, invert, grow
         self.generator = torch.Generator().manual_seed(seed)
-        self.files, self.open = {}, functools.lru_cache(1)(open_mask)
+        self.files, self.used = {}, set()
+        self.open = functools.lru_cache(1)(open_mask)
         if mask in masks.MASKS:
             return
         if Path(mask).is_dir():
@@ -146,12 +147,21 @@ class Holes:
         if self.files:
             files = self.files.get(name) or self.files.get(Path(name).name, [])
             files = [file for file in files if not path or file.resolve() != path.resolve()]
+            self.used.update(files)
             if not files:
                 raise BadInput(f"{path or name}: no mask of this name in {self.mask}")
         names = [name] if len(files) == 1 else [str(Path(name).with_name(file.stem))
                                                 for file in files]
         return [(each, self.finish(self.read(file, shape, path or name)))
                 for each, file in zip(names, files)]
+
+    def report_unused(self):
+        """Say which masks of the folder belong to no photograph that was filled."""
+        unused = sorted({file for files in self.files.values() for file in files} - self.used)
+        if unused:
+            print(f"{len(unused)} mask{'s' * (len(unused) > 1)} of {self.mask} belong"
+                  f"{'s' * (len(unused) == 1)} to no photograph: {unused[0]}"
+                  f"{' …' * (len(unused) > 1)}", file=sys.stderr)
 
     def draw(self, shape):
         """A hole of the family in the photograph's centred square, drawn at the network's size."""

@@ -1,0 +1,248 @@
+"""Photographs, masks and folders as people have them: what went in comes out, what is meant is
+done, and what cannot be known is said in a line."""
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms, PngImagePlugin
+
+import data
+import inpaint
+from helpers import photograph, save_weights
+
+SIZE = 32
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return save_weights(tmp_path_factory.mktemp("weights"), SIZE)
+
+
+@pytest.fixture
+def command(weights, as_user):
+    """Run inpaint.py with arguments, two calls a fill."""
+    return lambda *argv: as_user(inpaint, "--weights", weights, "--steps", 2, "--device", "cpu",
+                                 "--samples", 1, *argv)
+
+
+def mask_file(path, width=80, height=60, box=(30, 20, 50, 40), inside=255, outside=0):
+    picture = Image.new("L", (width, height), outside)
+    picture.paste(inside, box)
+    path.parent.mkdir(exist_ok=True)
+    picture.save(path)
+    return path
+
+
+def opened(path):
+    with Image.open(path) as picture:
+        picture.load()
+        return picture
+
+
+# ---- what a file says beside its pixels --------------------------------------------------------
+
+def coloured(mode):
+    """80×60 pixels that use every channel of the mode."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    values = torch.randint(0, 256, (60, 80, channels), generator=torch.Generator().manual_seed(0))
+    return Image.fromarray(values.byte().numpy().squeeze(), mode)
+
+
+@pytest.mark.parametrize("mode, ending, profile", [
+    ("RGB", "png", SRGB), ("RGB", "jpg", SRGB), ("RGB", "webp", SRGB), ("RGB", "tif", SRGB),
+    ("L", "png", GREY), ("L", "jpg", None), ("LA", "png", None), ("RGBA", "png", SRGB),
+    ("RGBA", "webp", None), ("RGB", "jfif", None)])
+def test_a_photograph_comes_back_in_its_own_kind_with_its_profile(command, tmp_path, mode, ending,
+                                                                  profile):
+    path = tmp_path / f"a.{ending}"
+    kind = {"jfif": "JPEG", "jpg": "JPEG", "tif": "TIFF"}.get(ending, ending)
+    coloured(mode).save(path, format=kind, **({"icc_profile": profile} if profile else {}))
+    given = opened(path)
+    assert command(path, "--mask", mask_file(tmp_path / "m" / "mask.png"))[0] == 0
+    known = np.asarray(opened("out/a_hole.png")) == 0
+    for result in (opened("out/a_input.png"), opened("out/a_0.png")):
+        assert result.mode == given.mode and result.info.get("icc_profile") == profile
+        assert (np.asarray(result)[known] == np.asarray(given)[known]).all()
+    filled = np.asarray(opened("out/a_0.png"))[~known]
+    assert (filled != np.asarray(given)[~known]).any()
+    assert "A" not in mode or (filled[:, -1] == 255).all()                 # what is new is opaque
+
+
+def test_a_profile_of_other_channels_is_not_attached(command, tmp_path):
+    coloured("L").save(tmp_path / "a.png", icc_profile=SRGB)
+    command(tmp_path / "a.png", "--mask", "center")
+    assert "icc_profile" not in opened("out/a_0.png").info
+
+
+def test_gamma_is_kept(command, tmp_path):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add(b"gAMA", (100_000).to_bytes(4))
+    coloured("RGB").save(tmp_path / "a.png", pnginfo=chunks)
+    command(tmp_path / "a.png", "--mask", "center")
+    assert opened(tmp_path / "a.png").info["gamma"] == opened("out/a_0.png").info["gamma"] == 1.0
+
+
+@pytest.mark.parametrize("dtype, top", [(np.float32, 1), (np.float32, 255), (np.uint16, 65_535),
+                                        (np.uint16, 255), (np.int32, 65_535), (np.int32, 255)])
+def test_depths_are_scaled_by_the_range_that_their_values_fill(tmp_path, dtype, top):
+    ramp = np.linspace(0, 1, 60 * 80).reshape(60, 80)
+    Image.fromarray((ramp * top).astype(dtype)).save(tmp_path / "a.tif")
+    seen = np.asarray(data.open_image(tmp_path / "a.tif"))[..., 0]
+    assert abs(seen / 255 - ramp).max() < 1.01 / 255
+
+
+def test_sixteen_bits_stay_sixteen_bits(command, tmp_path):
+    values = np.arange(60 * 80, dtype=np.uint16).reshape(60, 80) * 13
+    Image.fromarray(values).save(tmp_path / "a.png")
+    command(tmp_path / "a.png", "--mask", mask_file(tmp_path / "m" / "mask.png"))
+    known, filled = (np.asarray(opened(f"out/a_{end}.png")) for end in ("hole", "0"))
+    assert filled.dtype == np.uint16 and (filled[known == 0] == values[known == 0]).all()
+    assert (filled[known > 0] % 257 == 0).all()
+
+
+def test_cmyk_is_shown_by_its_profile_or_plainly():
+    picture = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
+    assert inpaint.Photograph(picture).rgb[0, 0].tolist() == [255, 0, 0]
+    picture.info["icc_profile"] = b"not a profile"
+    assert inpaint.Photograph(picture).rgb[0, 0].tolist() == [255, 0, 0]
+
+
+# ---- masks -------------------------------------------------------------------------------------
+
+def hole_of(path="out/a_hole.png"):
+    return np.asarray(opened(path)) == 255
+
+
+@pytest.fixture
+def box():
+    inside = np.zeros((60, 80), bool)
+    inside[20:40, 30:50] = True
+    return inside
+
+
+def test_inverted_and_grown(command, tmp_path, box):
+    path = photograph(tmp_path / "a.png")
+    mask_file(tmp_path / "m" / "mask.png", inside=0, outside=255)
+    _, _, said = command(path, "--mask", tmp_path / "m" / "mask.png")
+    assert "92% of the picture" in said and "--invert" in said
+    _, _, said = command(path, "--mask", tmp_path / "m" / "mask.png", "--invert", "--grow", 3)
+    assert "--invert" not in said
+    y, x = np.mgrid[:60, :80]
+    away = np.hypot(np.maximum(np.maximum(20 - y, y - 39), 0),
+                    np.maximum(np.maximum(30 - x, x - 49), 0))
+    assert (hole_of() == (away <= 3)).all()
+
+
+@pytest.mark.parametrize("paint", ["black", "red", "white"])
+def test_paint_on_a_transparent_layer_is_the_hole(command, tmp_path, box, paint):
+    layer = Image.new("RGBA", (80, 60))
+    layer.paste(paint, (30, 20, 50, 40))
+    layer.save(tmp_path / "mask.png")
+    command(photograph(tmp_path / "a.png"), "--mask", tmp_path / "mask.png")
+    assert (hole_of() == box).all()
+
+
+def test_a_picture_with_a_part_cut_out_is_no_mask(command, tmp_path):
+    cut = coloured("RGB").convert("RGBA")
+    cut.paste((0, 0, 0, 0), (30, 20, 50, 40))
+    cut.save(tmp_path / "mask.png")
+    status, _, said = command(photograph(tmp_path / "a.png"), "--mask", tmp_path / "mask.png")
+    assert status == 2 and "transparent parts" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_masks_of_zeros_and_ones_at_any_depth(command, tmp_path, box, mode):
+    Image.fromarray(box.astype({"I;16": np.uint16, "F": np.float32}[mode])).save(
+        tmp_path / "mask.tif")
+    command(photograph(tmp_path / "a.png"), "--mask", tmp_path / "mask.tif")
+    assert (hole_of() == box).all()
+
+
+def test_a_folder_of_masks_is_paired_by_name(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        photograph(tmp_path / "in" / f"{name}.jpg")
+    mask_file(tmp_path / "m" / "a.png", box=(5, 5, 15, 15))
+    mask_file(tmp_path / "m" / "b_mask001.png", box=(20, 20, 30, 30))
+    mask_file(tmp_path / "m" / "b_mask002.png", box=(40, 20, 50, 30))
+    mask_file(tmp_path / "m" / "other.png")
+    status, printed, said = command(tmp_path / "in", "--mask", tmp_path / "m")
+    assert status == 2 and "c.jpg: no mask of this name" in said and "1 of 3 images" in said
+    assert "2 images" in printed and "1 mask" in said and "other.png" in said
+    assert hole_of("out/a_hole.png")[5:15, 5:15].all() and hole_of("out/a_hole.png").sum() == 100
+    assert hole_of("out/b_mask001_hole.png")[20:30, 20:30].all()
+    assert hole_of("out/b_mask002_hole.png")[20:30, 40:50].all()
+    assert (tmp_path / "out/b_mask002_0.png").exists() and not (tmp_path / "out/b_0.png").exists()
+
+
+def test_masks_beside_their_photographs(command, tmp_path):
+    """As LaMa's users keep them."""
+    (tmp_path / "in").mkdir()
+    photograph(tmp_path / "in" / "a.jpg")
+    mask_file(tmp_path / "in" / "a_mask.png", box=(5, 5, 15, 15))
+    assert command(tmp_path / "in", "--mask", tmp_path / "in")[0] == 0
+    assert hole_of().sum() == 100 and not (tmp_path / "out/a_mask_0.png").exists()
+    _, _, said = command(tmp_path / "in", "--mask", "center")
+    assert "a_mask.png" in said and not (tmp_path / "out/a_mask_0.png").exists()
+
+
+# ---- folders -----------------------------------------------------------------------------------
+
+def test_a_folder_is_a_stream_that_one_bad_file_does_not_stop(command, tmp_path, monkeypatch):
+    for name in ("a.png", "sub/a.tif", "sub/deeper/b.jfif", "c.jpg"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        coloured("RGB").save(tmp_path / "in" / name, format={"jfif": "JPEG", "tif": "TIFF"}.get(
+            name.partition(".")[2]))
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no image")
+    for note in ("._a.jpg", ".hidden.png"):
+        (tmp_path / "in" / note).write_bytes(b"a Mac's note")
+    alive, Kept = [], inpaint.Photograph
+
+    class Counted(Kept):
+        def __init__(self, picture):
+            super().__init__(picture)
+            alive.append(weakref.ref(self))
+            assert sum(each() is not None for each in alive) <= 2       # the last one, and this
+    monkeypatch.setattr(inpaint, "Photograph", Counted)
+    status, printed, said = command(tmp_path / "in", "--mask", "center", "--out", "in/out")
+    assert status == 2 and "bad.jpg: not a readable image" in said and "1 of 5 images" in said
+    assert len(alive) == 4 and "4 images" in printed
+    out = tmp_path / "in/out"
+    results = {str(path.relative_to(out)) for path in out.rglob("*_0.png")}
+    assert results == {"a_0.png", "c_0.png", "sub/a_0.png", "sub/deeper/b_0.png"}
+    status, printed, _ = command(tmp_path / "in", "--mask", "center", "--out", "in/out")
+    assert "4 images" in printed                         # results are not taken for photographs
+
+
+# ---- the photograph's own pixels ---------------------------------------------------------------
+
+def test_without_a_network_a_scratch_is_filled_at_the_photographs_own_pixels(command, tmp_path):
+    y, x = np.mgrid[:300, :400]
+    stripes = (128 + 100 * np.sin(x / 5)).astype(np.uint8)
+    Image.fromarray(stripes).save(tmp_path / "a.png")
+    mask_file(tmp_path / "m" / "mask.png", 400, 300, (20, 150, 380, 153))
+    command(tmp_path / "a.png", "--mask", tmp_path / "m" / "mask.png", "--method", "biharmonic")
+    error = np.asarray(opened("out/a_0.png")).astype(float) - stripes
+    assert abs(error[150:153, 20:380]).mean() < 3
+
+
+def test_a_family_is_drawn_in_the_photographs_own_square(command, tmp_path):
+    command(photograph(tmp_path / "a.png", 150, 100), "--mask", "center")
+    hole = hole_of()
+    assert hole.shape == (100, 150) and hole[25:75, 50:100].all() and hole.sum() == 2500
+
+
+def test_the_network_is_shown_the_face_that_the_user_points_at(command, tmp_path):
+    path = photograph(tmp_path / "a.png", 300, 200)
+    mask_file(tmp_path / "m" / "mask.png", 300, 200, (100, 80, 140, 120))
+    command(path, "--mask", tmp_path / "m" / "mask.png", "--face", 70, 30, 128)
+    sheet = np.asarray(opened("out/a.png"))[22:]
+    given = np.asarray(opened(path).convert("RGB").crop((70, 30, 198, 158)).resize(
+        (SIZE, SIZE), Image.BICUBIC))
+    scale = len(sheet) // SIZE
+    assert abs(sheet[::scale, :SIZE * scale:scale].astype(int) - given).mean() < 2
+    status, _, said = command(path, "--mask", "center", "--face", 70, 30, 0)
+    assert status == 2 and "--face" in said
