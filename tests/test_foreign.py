@@ -1,6 +1,8 @@
 """Other people's networks: the same output, the same chain, and nothing that a file could do."""
+import hashlib
 import json
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from ddpm import randn_like
 from helpers import Evil, little_memory_and_time
 from support import export, foreign
 from support.cli import BadInput
+from support.files import content
 from support.guided_diffusion import ADM
 from support.runs import load_weights
 
@@ -132,3 +135,15 @@ def test_features_of_a_foreign_network_are_refused_in_a_line(tmp_path):
     _, eps_model, _ = load_weights(guided(tmp_path / "adm.pt"))
     with pytest.raises(BadInput, match="--features unet reads the middle of our own U-Net"):
         scores.unet_features(eps_model)
+
+
+def test_a_folder_is_hashed_in_blocks_and_in_the_order_of_its_names(tmp_path):
+    for name, byte in (("b.bin", b"2"), ("a/z.bin", b"1")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(byte * 2 ** 24)
+    tracemalloc.start()
+    ours = content(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert ours == hashlib.sha256(b"1" * 2 ** 24 + b"2" * 2 ** 24).digest()
+    assert peak < 2 ** 21
