@@ -92,24 +92,43 @@ def jump_path(steps, jump, repeats):
 
 
 def pigdm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
-    """Guidance by the pseudo-inverse (Song et al. 2023, Algorithm 1): every pixel is moved by how
-    much it would bring the estimated x_0 closer to the known pixels; a backward pass a call."""
+    """Guidance by the pseudo-inverse (Song et al. 2023): the estimate x̂ of x_0 becomes what it is
+    if the known pixels H x_0 are seen too, for a backward pass a call:
+
+    x̂ + (1-ᾱ)/√ᾱ · Jᵀ Hᵀ d / r²,   d = H (image - x̂),   J = ∂x̂/∂x_t,
+
+    where H x_0 is taken to vary by r² in every direction. Song et al. set r² = 1-ᾱ, right for white
+    images of variance 1. The covariance is (1-ᾱ)/√ᾱ H J Hᵀ (Boys et al. 2023), so here r² is that
+    along d, (1-ᾱ)/√ᾱ · d·(H J Hᵀ d) / d·d: one step of conjugate gradients (Rozet et al. 2024),
+    exact for one known Gaussian pixel, and free, as Jᵀ Hᵀ d is there already.
+
+    Other code adds √ᾱ_t or √(ᾱ_s ᾱ_t) times Jᵀ Hᵀ d after the step. That push does not shrink with
+    the stride, so the more steps, the further the fill overshoots (test_methods.py).
+    """
     everything, times = torch.ones_like(hole), ddpm.timesteps(steps)
     x, previous = randn_like(image, generator), None
     for t, s in pairwise(times):
         at = torch.full((len(x),), t, device=x.device)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            x0, eps = ddpm.predict(eps_model, x, at, everything)
-            missing = torch.where(hole > 0, 0, image - x0).detach()
-            (pull,) = torch.autograd.grad((missing * x0).sum(), x)
-        x, x0, eps = x.detach(), x0.detach(), eps.detach()
-        x = (ddpm.solver_step(x, x0, eps, t, s, previous, eta, generator)
-             + ddpm.alpha_bar(t, x).sqrt() * pull)
+            x0, _ = ddpm.predict(eps_model, x, at, everything)
+            missing = torch.where(hole > 0, 0, image - x0).detach()             # d
+            (pull,) = torch.autograd.grad((missing * x0).sum(), x)              # Jᵀ Hᵀ d
+        x = x.detach()
+        x0 = _guided(x0.detach(), missing, pull)
+        x0 = x0.clamp(-1, 1) if ddpm.clip else x0
+        x = ddpm.solver_step(x, x0, ddpm.predict_eps(x, t, x0), t, s, previous, eta, generator)
         previous = (x0, t) if steps < ddpm.T else None
         if callback:
             callback(t, x, x0)
     return torch.where(hole > 0, x, image)
+
+
+def _guided(x0, missing, pull):
+    """x̂ + d·d / d·(Jᵀ Hᵀ d) · Jᵀ Hᵀ d, image by image; as it is where nothing can be moved."""
+    squares, moved = ((missing * other).sum(dim=(1, 2, 3), keepdim=True)
+                      for other in (missing, pull))
+    return x0 + torch.where(moved > 1e-9 * squares, squares / moved, 0) * pull
 
 
 NETWORK = {method.__name__: method for method in (keep, replace, repaint, ddnm, pigdm)}

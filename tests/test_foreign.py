@@ -99,10 +99,10 @@ def test_guided_diffusions_networks_fill_and_keep_the_known_pixels(tmp_path):
         methods.find("keep", ddpm, eps_model)
 
 
-# ---- guided-diffusion's network, written out ----------------------------------------------------
+# ---- guided-diffusion's network, written out ---------------------------------------------------
 # Dhariwal and Nichol 2021: adaptive group normalization (section 3), BigGAN's residual blocks that
-# resize (Brock et al. 2019), heads of 64 channels. Names and shapes are those of the published files
-# with 32 channels, multiples (1, 4), one residual block a level, attention at 8×8; 16×16 images.
+# resize (Brock et al. 2019), heads of 64 channels. Names and shapes are those of a published file,
+# for 32 channels, multiples (1, 4), one residual block a level, attention at 8×8; 16×16 images.
 
 LAYERS = [("input_blocks.1.0", 32, 32, None), ("input_blocks.2.0", 32, 32, "down"),
           ("input_blocks.3.0", 32, 128, None), ("input_blocks.3.1", 128, 128, "attention"),
