@@ -3,7 +3,7 @@
 With the network, one signature: (ddpm, eps_model, image, hole, steps, eta, generator, callback) ->
 image, as in `DDPM.sample`. `keep` conditions the network on the known pixels. The others are
 training-free: they know only the unconditional network (its hole is everything) and hold it to the
-known pixels in some other way, so they would work with anybody's DDPM.
+known pixels in some other way, so they work with anybody's DDPM (support/foreign.py).
 
 Elsewhere, a method is a file with `inpaint(image, hole, generator) -> image`; image [B, 3, H, W] in
 [-1, 1], 0 inside the hole [B, 1, H, W]; generator: a list, one an image (`ddpm.randn_like` draws
@@ -25,7 +25,9 @@ JUMP, REPEATS = 10, 10                  # of repaint
 
 
 def keep(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
-    """Known pixels are kept, clean, at every step, and the network knows the hole."""
+    """Known pixels are kept, clean, at every step, and the network knows the hole, as in TD-Paint
+    (Mayet et al. 2024, arXiv:2410.09306). A perfect denoiser of such an image, clean beside noisy,
+    gives the exact score of the fills (EPS: Mammadov et al. 2026, arXiv:2606.17048)."""
     return ddpm.sample(eps_model, image, hole, steps, eta, generator, callback)
 
 
