@@ -104,8 +104,8 @@ def pigdm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback
     along d, (1-ᾱ)/√ᾱ · d·(H J Hᵀ d) / d·d: one step of conjugate gradients (Rozet et al. 2024),
     exact for one known Gaussian pixel, and free, as Jᵀ Hᵀ d is there already.
 
-    Other code adds √ᾱ_t or √(ᾱ_s ᾱ_t) times Jᵀ Hᵀ d after the step. That push does not shrink with
-    the stride, so the more steps, the further the fill overshoots (test_methods.py).
+    azula adds √(ᾱ_s ᾱ_t) Jᵀ Hᵀ d after the step, RED-diff that or √ᾱ_t Jᵀ Hᵀ d. Such a push does
+    not shrink with the stride: more steps overshoot further (test_methods.py).
     """
     everything, times = torch.ones_like(hole), ddpm.timesteps(steps)
     x, previous = randn_like(image, generator), None
