@@ -75,7 +75,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--weights", default=WEIGHTS, help="of train.py's")
-    parser.add_argument("--title", default="Inpainting by denoising diffusion, 64×64 faces")
+    parser.add_argument("--title", default="Inpainting by denoising diffusion", help="of the card")
     args = parser.parse_args()
     export(args.out, local(args.weights), args.title)
     print(f"{args.out}/: model.safetensors, config.json, README.md; read back bit for bit")

@@ -103,15 +103,19 @@ def provenance(weights, seed):
     """What it takes to reproduce an output: command, seed, SHA-256 of the weights, versions."""
     command = shlex.join(["python", *sys.argv]).encode(errors="backslashreplace").decode()
     return {"command": command, "seed": seed,
-            "weights": hashlib.sha256(content(weights)).hexdigest(),
+            "weights": content(weights).hex(),
             "version": version(), "torch": str(torch.__version__)}
 
 
 def content(path):
-    """The bytes of a file, or of all the files in a folder, in the order of their names."""
-    path = Path(path)
+    """SHA-256, 32 bytes, of a file, or of all the files in a folder one after another, in the order
+    of their names; read in blocks, as weights may be larger than the memory."""
+    path, whole = Path(path), hashlib.sha256()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return b"".join(file.read_bytes() for file in files)
+    for file in files:
+        with open(file, "rb") as opened:
+            hashlib.file_digest(opened, lambda: whole)
+    return whole.digest()
 
 
 @functools.cache
