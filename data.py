@@ -8,6 +8,7 @@ float [N, 3, H, W] in [-1, 1] inside; `to_float` and `to_uint8` are the only way
 import hashlib
 import io
 import os
+import re
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")   # none that runs a program, as EPS does
 LARGEST = 2 ** 28                     # bytes of an image in a zip: more is a bomb
 VERSION = 1                           # of what `decode` makes: a change of it rebuilds every cache
+NOT_DATA = (".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found")  # systems' folders
 
 
 def to_float(images):
@@ -79,28 +81,51 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
 
 
 def find(sources):
-    """Every image of the sources: a sorted list of (container, name, bytes, version), where version
-    changes when the content does (a zip's checksum, a file's time)."""
-    members, zips = set(), set()
+    """Every image of the sources, at any depth: a sorted list of (container, name, bytes, version).
+    The container is a folder or an archive; version changes when the content does (a zip's
+    checksum, a file's time)."""
+    members, zips, seen = set(), set(), set()
     for source in map(Path, sources):
-        while (source / "img_align_celeba").is_dir():            # Kaggle's archive has it twice
-            source = source / "img_align_celeba"
-        if source.is_dir():
-            _check_partition(source)
-            files = [Path(entry.path) for entry in os.scandir(source) if entry.is_file()]
-        else:
-            files = [source]
-        for file in files:
-            if _is_image(file.name) and file.is_file():
-                status = file.stat()
-                members.add((str(file.parent), file.name, status.st_size, status.st_mtime_ns))
-            elif file.suffix.lower() == ".zip" or not source.is_dir():
-                zips.add(str(file))
+        for folder, names in _walk(source, seen):
+            for name in names:
+                file = folder / name
+                if _is_image(name) and file.is_file():
+                    status = file.stat()
+                    members.add((str(folder), name, status.st_size, status.st_mtime_ns))
+                elif not source.is_dir() or _is_archive(file):
+                    zips.add(str(file))
     for path in zips:
         with _open_zip(path) as archive:
             members |= {(path, info.filename, info.file_size, info.CRC)
                         for info in archive.infolist() if _is_image(info.filename)}
-    return sorted(members, key=lambda member: (Path(member[1]).name, member[0]))
+    return sorted(members, key=lambda member: (Path(member[1]).name, *member))
+
+
+def _walk(source, seen):
+    """(folder, names of its files) of the source and of every folder below it. Links are followed,
+    last, but not to the folders around the source; no folder is visited twice."""
+    if not source.is_dir():
+        yield source.parent, [source.name]
+        return
+    around, tops = Path(os.path.realpath(source)).parents, [source]
+    for top in tops:                                             # to which links are added
+        for folder, folders, files in os.walk(top, onerror=_fail):
+            folder, real = Path(folder), Path(os.path.realpath(folder))
+            if real in seen or real in around:
+                folders.clear()
+                continue
+            seen.add(real)
+            if "img_align_celeba" in folders:                    # Kaggle's archive has it twice
+                folders[:], files = ["img_align_celeba"], []
+            else:
+                _check_partition(folder)
+            folders[:] = sorted(name for name in folders if not name.startswith(NOT_DATA))
+            tops += [folder / name for name in folders if (folder / name).is_symlink()]
+            yield folder, files
+
+
+def _fail(error):
+    raise error
 
 
 def split_of(name):
@@ -194,8 +219,18 @@ def _draw_faces(n, size, seed):
 
 
 def _is_image(name):
-    """By its ending; a name that begins with ._ is a Mac's notes on a file, not the file."""
-    return name.lower().endswith(SUFFIXES) and not Path(name).name.startswith("._")
+    """By its ending. In an archive too, systems' folders hold no data; a name that begins with ._
+    is a Mac's notes on a file, not the file."""
+    *folders, last = re.split(r"[/\\]", name)
+    return (last.lower().endswith(SUFFIXES) and not last.startswith("._")
+            and not any(folder.startswith(NOT_DATA) and folder not in (".", "..")
+                        for folder in folders))
+
+
+def _is_archive(file):
+    """By its ending; one that lies beside the folder into which it was unpacked is not read."""
+    return (file.suffix.lower() == ".zip" and file.is_file()
+            and not file.with_suffix("").is_dir())
 
 
 def _check_partition(folder):

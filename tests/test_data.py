@@ -111,6 +111,51 @@ def test_only_images_are_read(faces, load):
     assert len(load(faces)) == 7
 
 
+@pytest.mark.parametrize("hidden", [".thumbnails", "__MACOSX", "@eaDir", "a/.ipynb_checkpoints"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_folders_of_any_depth_are_read_but_not_those_of_systems(tmp_path, load, zipped, hidden):
+    faces = tmp_path / "faces"
+    names = ["top.png", "a/one.png", "a/b/c/deep.png", f"{hidden}/note.png", "a/._one.png"]
+    for i, name in enumerate(names):
+        (faces / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(i).save(faces / name)
+    order = [faces / names[i] for i in (2, 1, 0)]                       # deep, one, top
+    source = zip_of(tmp_path / "a.zip", faces, names, inside="./") if zipped else faces
+    assert torch.equal(load(source), by_hand(order))
+
+
+def test_classes_with_the_same_names_keep_all_their_images_in_one_order(tmp_path, load):
+    pets = tmp_path / "pets"
+    folders = [folder_of(pets / kind, ["1.png", "2.png"], width=70, height=60 + i)
+               for i, kind in enumerate(("cat", "dog"))]
+    expected = by_hand([folder / name for name in ("1.png", "2.png") for folder in folders],
+                       (5, 0, 65, 60))
+    expected[1::2] = by_hand([folders[1] / name for name in ("1.png", "2.png")], (4, 0, 65, 61))
+    names = ["dog/2.png", "cat/1.png", "cat/2.png", "dog/1.png"]
+    for source in (pets, zip_of(tmp_path / "pets.zip", pets, names)):
+        assert torch.equal(load(source), expected)
+
+
+def test_links_are_followed_once_and_never_to_the_folders_around(tmp_path, load):
+    elsewhere = folder_of(tmp_path / "elsewhere", ["far.png"])
+    faces = folder_of(tmp_path / "data" / "faces", ["near.png"])
+    photograph(5).save(tmp_path / "data" / "around.png")
+    for name, target in (("0 same", faces), ("up", faces.parent), ("out", elsewhere),
+                         ("twice", elsewhere)):
+        (faces / name).symlink_to(target)
+    (elsewhere / "back").symlink_to(faces)
+    assert torch.equal(load(faces), by_hand([elsewhere / "far.png", faces / "near.png"]))
+    assert len(load([faces, faces / "up" / "faces", elsewhere])) == 2    # named twice, read once
+
+
+def test_a_zip_beside_what_was_unpacked_from_it_is_not_read_twice(tmp_path, load):
+    folder = folder_of(tmp_path / "data" / "faces", ["a.png", "b.png"])
+    zip_of(tmp_path / "data" / "faces.zip", folder)
+    zip_of(tmp_path / "data" / "more.zip", folder, ["b.png"], inside="c/")
+    assert len(load(tmp_path / "data")) == 3
+    assert len(load(tmp_path / "data" / "faces.zip")) == 2               # asked for by name
+
+
 @pytest.mark.parametrize("crop, box", [("centre140", (19, 39, 159, 179)),
                                        ("ddim128", (25, 57, 153, 185)),
                                        ("centre178", (0, 20, 178, 198))])
