@@ -5,12 +5,14 @@ images, a folder of zips, several of these, or the word `synthetic`. Everything 
 one uint8 array, cached on disk. Images are uint8 [N, H, W, 3] at the edges of the program and
 float [N, 3, H, W] in [-1, 1] inside; `to_float` and `to_uint8` are the only way between.
 """
+import functools
 import hashlib
 import io
 import os
 import re
 import zipfile
 import zlib
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from support.cli import BadInput
-from support.files import atomic_write, lock_folder, no_pipe
+from support.files import atomic_write, lock_folder, no_pipe, reading
 
 # Windows (left, top, side) of the aligned 178×218 photographs. Papers differ; say which you used.
 CROPS = {"centre140": (19, 39, 140),  # the face, a little hair
@@ -28,6 +30,10 @@ CROPS = {"centre140": (19, 39, 140),  # the face, a little hair
          "centre178": (0, 20, 178)}   # the widest square
 SPLITS = ("train", "val", "test")
 LAST = (162_770, 182_637, 202_599)    # the number of the last file of each official split
+KEYWORDS = {"train": "train", "training": "train",      # as on the Hugging Face hub, whole words
+            "val": "val", "valid": "val", "validation": "val", "dev": "val",
+            "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
+CELEBA = re.compile(r"(img_align_)?celeba(?!.*(hq|mask|spoof))", re.IGNORECASE)  # numbered as it
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")   # none that runs a program, as EPS does
 LARGEST = 2 ** 28                     # bytes of an image in a zip: more is a bomb
@@ -49,8 +55,7 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
     """The images of a split as a uint8 tensor [N, size, size, 3], in the order of their names.
 
     sources  a path or a list of paths, or "synthetic" (10,000 faces if there is no `limit`)
-    split    train, val, test or all. CelebA's files are split by their numbers, officially; any
-             other image by a hash of its name: a tenth val, a tenth test
+    split    train, val, test or all, as `split_of` tells
     limit    only the first so many
     cache    the folder for decoded images: size² · 3 bytes an image (12 kB at 64, so 2 GB for all
              of CelebA's training split, in about two minutes); memory-mapped
@@ -63,10 +68,10 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
     if [str(source) for source in sources] == ["synthetic"]:
         number = 10_000 if limit is None else limit
         return synthetic(number, size, seed + 1_000_003 * (*SPLITS, "all").index(split))
-    members = [m for m in find(sources) if split in ("all", split_of(m[1]))][:limit]
+    found = find(sources)
+    members = [member for member, its in found.items() if split in ("all", its)][:limit]
     if not members:
-        raise BadInput(f"no image of the {split} split in {', '.join(map(str, sources))}: "
-                       "name another source or another --split")
+        raise BadInput(_nothing(sources, split, Counter(found.values())))
     key = hashlib.sha256(repr((VERSION, size, CROPS[crop], members)).encode()).hexdigest()[:16]
     path = Path(cache) / f"{split}-{crop}-{size}-{key}.npy"
     shape = (len(members), size, size, 3)
@@ -81,24 +86,28 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
 
 
 def find(sources):
-    """Every image of the sources, at any depth: a sorted list of (container, name, bytes, version).
-    The container is a folder or an archive; version changes when the content does (a zip's
-    checksum, a file's time)."""
-    members, zips, seen = set(), set(), set()
+    """Every image of the sources, at any depth: {(container, name, bytes, version): split}, in the
+    order of the names. The container is a folder or an archive; version changes when the content
+    does (a zip's checksum, a file's time)."""
+    containers, seen = defaultdict(dict), set()       # (source, path): {name: member}
     for source in map(Path, sources):
         for folder, names in _walk(source, seen):
             for name in names:
                 file = folder / name
                 if _is_image(name) and file.is_file():
                     status = file.stat()
-                    members.add((str(folder), name, status.st_size, status.st_mtime_ns))
+                    member = str(folder), name, status.st_size, status.st_mtime_ns
+                    containers[source, folder][name] = member
                 elif not source.is_dir() or _is_archive(file):
-                    zips.add(str(file))
-    for path in zips:
-        with _open_zip(path) as archive:
-            members |= {(path, info.filename, info.file_size, info.CRC)
-                        for info in archive.infolist() if _is_image(info.filename)}
-    return sorted(members, key=lambda member: (Path(member[1]).name, *member))
+                    with _open_zip(file) as archive:
+                        containers[source, file] = {
+                            info.filename: (str(file), info.filename, info.file_size, info.CRC)
+                            for info in archive.infolist() if _is_image(info.filename)}
+    found, listed = {}, functools.cache(_has_list)
+    for (source, path), members in containers.items():
+        for name, split in _splits(source, path, members, listed):
+            found.setdefault(members[name], split)
+    return dict(sorted(found.items(), key=lambda item: (_parts(item[0][1])[-1], *item[0])))
 
 
 def _walk(source, seen):
@@ -117,23 +126,32 @@ def _walk(source, seen):
             seen.add(real)
             if "img_align_celeba" in folders:                    # Kaggle's archive has it twice
                 folders[:], files = ["img_align_celeba"], []
-            else:
-                _check_partition(folder)
             folders[:] = sorted(name for name in folders if not name.startswith(NOT_DATA))
             tops += [folder / name for name in folders if (folder / name).is_symlink()]
-            yield folder, files
+            yield folder, sorted(files)
 
 
 def _fail(error):
     raise error
 
 
-def split_of(name):
-    """The split that an image belongs to, by its name alone."""
-    stem = Path(name).stem
+def split_of(name, folders=(), archive="", celeba=False):
+    """The split that an image belongs to. Who made train/, val/ and test/ meant them: the first of
+    the folders (those below the source) with such a name decides, else a whole word in the name of
+    the archive (train-0.zip). Else CelebA's own split holds, by the number; any other image is
+    split by a hash of its name: a tenth val, a tenth test."""
+    *inside, last = _parts(name)
+    named = [_keywords(folder) for folder in (*folders, *inside)] + [_keywords(archive, True)]
+    official = official_split(last) if celeba else None
+    drawn = {0: "val", 1: "test"}.get(zlib.crc32(os.fsencode(last)) % 10, "train")
+    return next((split for split in (*named, official) if split), drawn)
+
+
+def official_split(name):
+    """CelebA's split of the number in a file's name, 000001 … 202599; None of another name."""
+    stem = Path(_parts(name)[-1]).stem
     if len(stem) == 6 and stem.isdecimal() and 1 <= int(stem) <= LAST[-1]:
         return next(split for split, last in zip(SPLITS, LAST) if int(stem) <= last)
-    return {0: "val", 1: "test"}.get(zlib.crc32(os.fsencode(Path(name).name)) % 10, "train")
 
 
 def open_image(file, background="white"):
@@ -218,10 +236,15 @@ def _draw_faces(n, size, seed):
     return paint(lips, nothing, nothing + 0.42, gap, smile).clamp(-1, 1)
 
 
+def _parts(name):
+    """Folders and file, also of a name that Windows put into an archive."""
+    return re.split(r"[/\\]", name)
+
+
 def _is_image(name):
     """By its ending. In an archive too, systems' folders hold no data; a name that begins with ._
     is a Mac's notes on a file, not the file."""
-    *folders, last = re.split(r"[/\\]", name)
+    *folders, last = _parts(name)
     return (last.lower().endswith(SUFFIXES) and not last.startswith("._")
             and not any(folder.startswith(NOT_DATA) and folder not in (".", "..")
                         for folder in folders))
@@ -233,24 +256,77 @@ def _is_archive(file):
             and not file.with_suffix("").is_dir())
 
 
-def _check_partition(folder):
-    """CelebA's own list of splits, if it lies in the folder or up to two above it, must agree with
-    ours: the authors' .txt, or Kaggle's .csv with a heading."""
-    for place in (folder, folder.parent, folder.parent.parent):
-        for path in (place / "list_eval_partition.txt", place / "list_eval_partition.csv"):
-            if path.is_file():
-                _check_lines(path)
-                return
+def _keywords(name, anywhere=False):
+    """The split that a folder's name is, whatever its case or number (Train, val2017, test_256); of
+    an archive's, a word anywhere."""
+    words = [word for word in re.split(r"[-._ \d]+", name.lower()) if word]
+    splits = {KEYWORDS[word] for word in words if word in KEYWORDS}
+    return splits.pop() if len(splits) == 1 and (anywhere or len(words) == 1) else None
+
+
+def _splits(source, path, members, listed):
+    """(name, split) of each member of a container."""
+    folder, archive = (path.parent, path.name) if path.is_file() else (path, "")
+    below = folder.relative_to(source).parts if source.is_dir() else ()
+    celeba = _is_celeba(path, folder, below, archive, members, listed)
+    return ((name, split_of(name, below, archive, celeba)) for name in members)
+
+
+def _is_celeba(path, folder, below, archive, names, listed):
+    """Whether numbers are CelebA's: its list of splits is in the folder or around the source, a
+    name says so, or the first picture with such a number has CelebA's size."""
+    folder = Path(os.path.abspath(folder))
+    around = [folder, *folder.parents][:len(below) + 3]
+    if any([listed(place) for place in around]):
+        return True
+    first = next(filter(official_split, names), None)
+    if first is None:
+        return False
+    marks = (*folder.parts[-1 - len(below):], archive, *_parts(first)[:-1])
+    return any(map(CELEBA.match, marks)) or _size(path, first) == (178, 218)
+
+
+def _size(path, name):
+    """Width and height of a picture, from its first bytes."""
+    file, place = path / name, f"{path}/{name}"
+    if path.is_file():
+        with _open_zip(path) as archive:
+            file = io.BytesIO(archive.read(name))
+    with reading(place, "a readable image", "no such file"):
+        return Image.open(file, formats=FORMATS).size
+
+
+def _has_list(folder):
+    """Whether CelebA's own list of splits lies here: the authors' .txt, or Kaggle's .csv with a
+    heading. It must agree with ours."""
+    for name in ("list_eval_partition.txt", "list_eval_partition.csv",
+                 "Eval/list_eval_partition.txt"):
+        if (folder / name).is_file():
+            _check_lines(folder / name)
+            return True
+    return False
 
 
 def _check_lines(path):
-    for line in path.read_text(errors="replace").splitlines():
-        name, _, number = line.replace(",", " ").strip().partition(" ")
+    for line in path.read_text("utf-8-sig", errors="replace").splitlines():
+        name, *number = re.split(r"[\s,;]+", line.strip())
         if not name or name == "image_id":
             continue
-        if number.strip() not in ("0", "1", "2") or split_of(name) != SPLITS[int(number)]:
+        if len(number) != 1 or number[0] not in ("0", "1", "2") or (
+                official_split(name) != SPLITS[int(number[0])]):
             raise BadInput(f"{path}: {line!r} is not CelebA's official split; mend or remove the "
                            "file")
+
+
+def _nothing(sources, split, found):
+    """Why there is no image of a split, and what to do; found is {split: number of images}."""
+    place = ", ".join(map(str, sources))
+    if not found:
+        return (f"no image of the {split} split in {place}, nor of any other; images end in "
+                f"{', '.join(SUFFIXES)}: name another source")
+    have = " and ".join(f"{found[other]:,} {other}" for other in SPLITS if found[other])
+    return (f"no image of the {split} split in {place}: there is {have}. Put images into folders "
+            "called train, val and test there, or name another source or another --split")
 
 
 def _open_zip(path):
