@@ -1,18 +1,19 @@
 """Images: CelebA as people have it, any other images, or faces drawn on the spot.
 
-A source is a folder of images (CelebA's `img_align_celeba/`, or one that holds it), a zip of
-images, a folder of zips, several of these, or the word `synthetic`. Everything is decoded once into
-one uint8 array, cached on disk. Images are uint8 [N, H, W, 3] at the edges of the program and
-float [N, 3, H, W] in [-1, 1] inside; `to_float` and `to_uint8` are the only way between.
+A source is a folder of images, however deep (CelebA's `img_align_celeba/`, or one that holds it),
+an archive of them (zip, tar, or the hub's parquet), a folder of archives, several of these, or the
+word `synthetic`. Everything is decoded once into one uint8 array, cached on disk. Images
+are uint8 [N, H, W, 3] at the edges of the program and float [N, 3, H, W] in [-1, 1] inside;
+`to_float` and `to_uint8` are the only way between.
 """
 import functools
 import hashlib
 import io
+import itertools
 import os
 import re
-import zipfile
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from support import archives
 from support.cli import BadInput
 from support.files import atomic_write, lock_folder, no_pipe, reading
 
@@ -36,9 +38,7 @@ KEYWORDS = {"train": "train", "training": "train",      # as on the Hugging Face
 CELEBA = re.compile(r"(img_align_)?celeba(?!.*(hq|mask|spoof))", re.IGNORECASE)  # numbered as it
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")   # none that runs a program, as EPS does
-LARGEST = 2 ** 28                     # bytes of an image in a zip: more is a bomb
 VERSION = 1                           # of what `decode` makes: a change of it rebuilds every cache
-NOT_DATA = (".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found")  # systems' folders
 
 
 def to_float(images):
@@ -91,48 +91,21 @@ def find(sources):
     does (a zip's checksum, a file's time)."""
     containers, seen = defaultdict(dict), set()       # (source, path): {name: member}
     for source in map(Path, sources):
-        for folder, names in _walk(source, seen):
+        for folder, names in archives.walk(source, seen):
             for name in names:
                 file = folder / name
                 if _is_image(name) and file.is_file():
                     status = file.stat()
                     member = str(folder), name, status.st_size, status.st_mtime_ns
                     containers[source, folder][name] = member
-                elif not source.is_dir() or _is_archive(file):
-                    with _open_zip(file) as archive:
-                        containers[source, file] = {
-                            info.filename: (str(file), info.filename, info.file_size, info.CRC)
-                            for info in archive.infolist() if _is_image(info.filename)}
+                elif not source.is_dir() or archives.is_archive(file):
+                    containers[source, file] = {member[0]: (str(file), *member)
+                                                for member in archives.members(file, _is_image)}
     found, listed = {}, functools.cache(_has_list)
     for (source, path), members in containers.items():
         for name, split in _splits(source, path, members, listed):
             found.setdefault(members[name], split)
-    return dict(sorted(found.items(), key=lambda item: (_parts(item[0][1])[-1], *item[0])))
-
-
-def _walk(source, seen):
-    """(folder, names of its files) of the source and of every folder below it. Links are followed,
-    last, but not to the folders around the source; no folder is visited twice."""
-    if not source.is_dir():
-        yield source.parent, [source.name]
-        return
-    around, tops = Path(os.path.realpath(source)).parents, [source]
-    for top in tops:                                             # to which links are added
-        for folder, folders, files in os.walk(top, onerror=_fail):
-            folder, real = Path(folder), Path(os.path.realpath(folder))
-            if real in seen or real in around:
-                folders.clear()
-                continue
-            seen.add(real)
-            if "img_align_celeba" in folders:                    # Kaggle's archive has it twice
-                folders[:], files = ["img_align_celeba"], []
-            folders[:] = sorted(name for name in folders if not name.startswith(NOT_DATA))
-            tops += [folder / name for name in folders if (folder / name).is_symlink()]
-            yield folder, sorted(files)
-
-
-def _fail(error):
-    raise error
+    return dict(sorted(found.items(), key=lambda item: (archives.parts(item[0][1])[-1], *item[0])))
 
 
 def split_of(name, folders=(), archive="", celeba=False):
@@ -140,7 +113,7 @@ def split_of(name, folders=(), archive="", celeba=False):
     the folders (those below the source) with such a name decides, else a whole word in the name of
     the archive (train-0.zip). Else CelebA's own split holds, by the number; any other image is
     split by a hash of its name: a tenth val, a tenth test."""
-    *inside, last = _parts(name)
+    *inside, last = archives.parts(name)
     named = [_keywords(folder) for folder in (*folders, *inside)] + [_keywords(archive, True)]
     official = official_split(last) if celeba else None
     drawn = {0: "val", 1: "test"}.get(zlib.crc32(os.fsencode(last)) % 10, "train")
@@ -149,7 +122,7 @@ def split_of(name, folders=(), archive="", celeba=False):
 
 def official_split(name):
     """CelebA's split of the number in a file's name, 000001 … 202599; None of another name."""
-    stem = Path(_parts(name)[-1]).stem
+    stem = Path(archives.parts(name)[-1]).stem
     if len(stem) == 6 and stem.isdecimal() and 1 <= int(stem) <= LAST[-1]:
         return next(split for split, last in zip(SPLITS, LAST) if int(stem) <= last)
 
@@ -236,26 +209,11 @@ def _draw_faces(n, size, seed):
     return paint(lips, nothing, nothing + 0.42, gap, smile).clamp(-1, 1)
 
 
-def _parts(name):
-    """Folders and file, also of a name that Windows put into an archive."""
-    return re.split(r"[/\\]", name)
-
-
 def _is_image(name):
-    """By its ending. In an archive too, systems' folders hold no data; a name that begins with ._
-    is a Mac's notes on a file, not the file."""
-    *folders, last = _parts(name)
-    return (last.lower().endswith(SUFFIXES) and not last.startswith("._")
-            and not any(folder.startswith(NOT_DATA) and folder not in (".", "..")
-                        for folder in folders))
+    return name.lower().endswith(SUFFIXES) and not archives.of_a_system(name)
 
 
-def _is_archive(file):
-    """By its ending; one that lies beside the folder into which it was unpacked is not read."""
-    return (file.suffix.lower() == ".zip" and file.is_file()
-            and not file.with_suffix("").is_dir())
-
-
+@functools.cache
 def _keywords(name, anywhere=False):
     """The split that a folder's name is, whatever its case or number (Train, val2017, test_256); of
     an archive's, a word anywhere."""
@@ -282,7 +240,7 @@ def _is_celeba(path, folder, below, archive, names, listed):
     first = next(filter(official_split, names), None)
     if first is None:
         return False
-    marks = (*folder.parts[-1 - len(below):], archive, *_parts(first)[:-1])
+    marks = (*folder.parts[-1 - len(below):], archive, *archives.parts(first)[:-1])
     return any(map(CELEBA.match, marks)) or _size(path, first) == (178, 218)
 
 
@@ -290,8 +248,7 @@ def _size(path, name):
     """Width and height of a picture, from its first bytes."""
     file, place = path / name, f"{path}/{name}"
     if path.is_file():
-        with _open_zip(path) as archive:
-            file = io.BytesIO(archive.read(name))
+        file = io.BytesIO(next(archives.contents(path, [name]))[1])
     with reading(place, "a readable image", "no such file"):
         return Image.open(file, formats=FORMATS).size
 
@@ -323,20 +280,10 @@ def _nothing(sources, split, found):
     place = ", ".join(map(str, sources))
     if not found:
         return (f"no image of the {split} split in {place}, nor of any other; images end in "
-                f"{', '.join(SUFFIXES)}: name another source")
+                f"{', '.join(SUFFIXES)}, archives in {', '.join(archives.ENDINGS)}: name others")
     have = " and ".join(f"{found[other]:,} {other}" for other in SPLITS if found[other])
     return (f"no image of the {split} split in {place}: there is {have}. Put images into folders "
             "called train, val and test there, or name another source or another --split")
-
-
-def _open_zip(path):
-    try:
-        no_pipe(path)
-        return zipfile.ZipFile(path)
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file or folder") from None
-    except Exception as error:  # as many as there are fields to damage
-        raise BadInput(f"{path}: not a whole zip ({error}); download it again") from None
 
 
 def _open_cache(path, shape):
@@ -350,33 +297,45 @@ def _open_cache(path, shape):
 
 def _build_cache(path, shape, members, crop):
     """Decode in parallel (Pillow works outside the interpreter's lock) into a file that gets its
-    name when it is whole."""
-    containers = {member[0] for member in members}
-    archives = {path: _open_zip(path) for path in containers if os.path.isfile(path)}
+    name when it is whole. An archive's images come in its own order, each to its row."""
+    def decode(share):
+        return [(row, square(open_image(file), shape[1], crop)) for row, file in share]
 
-    def decode(member):
-        container, name = member[:2]
-        place = file = f"{container}/{name}"
-        try:
-            if container in archives:
-                if member[2] > LARGEST:
-                    raise RuntimeError(f"{member[2]:,} bytes are no image")
-                file = io.BytesIO(archives[container].read(name))
-                file.name = place                                          # for messages
-        except Exception as error:  # a kind for every way to compress
-            raise BadInput(f"{place}: the zip is damaged or not readable ({error})") from None
-        return square(open_image(file), shape[1], crop)
+    pool = ThreadPoolExecutor(torch.get_num_threads())
+    with atomic_write(path) as half, open(half, "wb") as file, pool:
+        head = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, head)
+        begin = file.tell()
+        with tqdm(desc="decoding", total=len(members), unit=" images") as bar:
+            for images in _ahead(pool, decode, _files(members)):
+                for row, image in images:
+                    file.seek(begin + row * image.nbytes)
+                    file.write(image)                       # to mmap, a full disk is a bus error
+                bar.update(len(images))
 
-    try:
-        pool = ThreadPoolExecutor(torch.get_num_threads())
-        with atomic_write(path) as half, open(half, "wb") as file, pool:
-            head = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, head)
-            shares = [members[i:i + 16] for i in range(0, len(members), 16)]
-            with tqdm(desc="decoding", total=len(members), unit=" images") as bar:
-                for images in pool.map(lambda share: [*map(decode, share)], shares):
-                    file.write(np.stack(images))            # to mmap, a full disk is a bus error
-                    bar.update(len(images))
-    finally:
-        for archive in archives.values():
-            archive.close()
+
+def _ahead(pool, work, items):
+    """work(share) of shares of 16 items, in order; as many are under way as there are threads, and
+    as many again are waiting, so that only those are in memory."""
+    waiting = deque()
+    while share := list(itertools.islice(items, 16)):
+        waiting.append(pool.submit(work, share))
+        if len(waiting) > 2 * torch.get_num_threads():
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _files(members):
+    """(row, path or open file) of every member: those in folders in order, then the archives."""
+    inside, is_file = defaultdict(dict), functools.cache(os.path.isfile)
+    for row, (container, name, *_) in enumerate(members):
+        if is_file(container):
+            inside[container][name] = row
+        else:
+            yield row, f"{container}/{name}"
+    for container, rows in inside.items():
+        for name, content in archives.contents(container, rows):
+            file = io.BytesIO(content)
+            file.name = f"{container}/{name}"                              # for messages
+            yield rows[name], file

@@ -214,9 +214,9 @@ def counts(source, cache):
     return loaded
 
 
-OWN = ["train/cat/1.png", "train/dog/1.png", "Train/2.png", "training/000001.png", "train2017/3.png",
-       "val/cat/4.png", "valid/5.png", "validation/6.png", "test/7.png", "Testing/test/8.png",
-       "test_256/train/9.png", "deep/er/test/10.png", "evaluation/000002.png"]
+OWN = ["train/cat/1.png", "train/dog/1.png", "Train/2.png", "training/000001.png",
+       "train2017/3.png", "val/cat/4.png", "valid/5.png", "validation/6.png", "test/7.png",
+       "Testing/test/8.png", "test_256/train/9.png", "deep/er/test/10.png", "evaluation/000002.png"]
 
 
 @pytest.mark.parametrize("zipped", [False, True])
