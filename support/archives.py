@@ -4,7 +4,8 @@ archive is, its first bytes tell; the ending of its name may be wrong.
 
 `members(path, is_image)` lists (name, bytes, version), where version changes when the content does;
 `contents(path, names)` gives (name, content) in the order in which they are stored, in one pass,
-with an image or a few in memory. A name is only a name: it is never used as a path.
+with one image in memory; of parquet, with the page that it lies in, at most a row group. A name is
+only a name: it is never used as a path.
 """
 import bz2
 import contextlib
@@ -223,7 +224,7 @@ class Parquet:
     def contents(path, names):
         rows = enumerate(Parquet.names(path))
         left = {row: name for row, name in rows if name in names}
-        for row, content in enumerate(Parquet.column(path, "bytes", 16)):
+        for row, content in enumerate(Parquet.column(path, "bytes", 4)):
             if row in left:
                 name = left.pop(row)
                 if content is None:
