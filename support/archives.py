@@ -255,7 +255,7 @@ class Parquet:
             raise BadInput(f"{path}: parquet files need pyarrow: pip install pyarrow") from None
 
         with reading(path, "parquet file"), pyarrow.parquet.ParquetFile(
-                path, buffer_size=2 ** 16, page_checksum_verification=True) as file:
+                path, buffer_size=2 ** 16) as file:
             leaves = Parquet.leaves(file.schema_arrow, types)
             if "bytes" not in leaves:
                 return
