@@ -1,15 +1,19 @@
 """Images: CelebA as people have it, any other images, or faces drawn on the spot.
 
-A source is a folder of images (CelebA's `img_align_celeba/`, or one that holds it), a zip of
-images, a folder of zips, several of these, or the word `synthetic`. Everything is decoded once into
-one uint8 array, cached on disk. Images are uint8 [N, H, W, 3] at the edges of the program and
-float [N, 3, H, W] in [-1, 1] inside; `to_float` and `to_uint8` are the only way between.
+A source is a folder of images, however deep (CelebA's `img_align_celeba/`, or one that holds it),
+an archive of them (zip, tar, or the hub's parquet), a folder of archives, several of these, or the
+word `synthetic`. Everything is decoded once into one uint8 array, cached on disk. Images
+are uint8 [N, H, W, 3] at the edges of the program and float [N, 3, H, W] in [-1, 1] inside;
+`to_float` and `to_uint8` are the only way between.
 """
+import functools
 import hashlib
 import io
+import itertools
 import os
-import zipfile
+import re
 import zlib
+from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +22,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from support import archives
 from support.cli import BadInput
-from support.files import atomic_write, lock_folder, no_pipe
+from support.files import atomic_write, lock_folder, no_pipe, reading
 
 ALIGNED = (178, 218)                  # width, height of CelebA's aligned photographs
 # Windows (left, top, side) of them. Papers differ; say which you used.
@@ -28,9 +33,12 @@ CROPS = {"centre140": (19, 39, 140),  # the face, a little hair
          "centre178": (0, 20, 178)}   # the widest square
 SPLITS = ("train", "val", "test")
 LAST = (162_770, 182_637, 202_599)    # the number of the last file of each official split
+KEYWORDS = {"train": "train", "training": "train",      # as on the Hugging Face hub, whole words
+            "val": "val", "valid": "val", "validation": "val", "dev": "val",
+            "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
+CELEBA = re.compile(r"(img_align_)?celeba(?!.*(hq|mask|spoof))", re.IGNORECASE)  # numbered as it
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")   # none that runs a program, as EPS does
-LARGEST = 2 ** 28                     # bytes of an image in a zip: more is a bomb
 VERSION = 1                           # of what `decode` makes: a change of it rebuilds every cache
 
 
@@ -48,8 +56,7 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
     """The images of a split as a uint8 tensor [N, size, size, 3], in the order of their names.
 
     sources  a path or a list of paths, or "synthetic" (10,000 faces if there is no `limit`)
-    split    train, val, test or all. CelebA's files are split by their numbers, officially; any
-             other image by a hash of its name: a tenth val, a tenth test
+    split    train, val, test or all, as `split_of` tells
     limit    only the first so many
     cache    the folder for decoded images: size² · 3 bytes an image (12 kB at 64, so 2 GB for all
              of CelebA's training split, in about two minutes); memory-mapped
@@ -62,10 +69,10 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
     if [str(source) for source in sources] == ["synthetic"]:
         number = 10_000 if limit is None else limit
         return synthetic(number, size, seed + 1_000_003 * (*SPLITS, "all").index(split))
-    members = [m for m in find(sources) if split in ("all", split_of(m[1]))][:limit]
+    found = find(sources)
+    members = [member for member, its in found.items() if split in ("all", its)][:limit]
     if not members:
-        raise BadInput(f"no image of the {split} split in {', '.join(map(str, sources))}: "
-                       "name another source or another --split")
+        raise BadInput(_nothing(sources, split, Counter(found.values())))
     key = hashlib.sha256(repr((VERSION, size, CROPS[crop], members)).encode()).hexdigest()[:16]
     path = Path(cache) / f"{split}-{crop}-{size}-{key}.npy"
     shape = (len(members), size, size, 3)
@@ -80,36 +87,45 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
 
 
 def find(sources):
-    """Every image of the sources: a sorted list of (container, name, bytes, version), where version
-    changes when the content does (a zip's checksum, a file's time)."""
-    members, zips = set(), set()
+    """Every image of the sources, at any depth: {(container, name, bytes, version): split}, in the
+    order of the names. The container is a folder or an archive; version changes when the content
+    does (a zip's checksum, a file's time)."""
+    containers, seen = defaultdict(dict), set()       # (source, path): {name: member}
     for source in map(Path, sources):
-        while (source / "img_align_celeba").is_dir():            # Kaggle's archive has it twice
-            source = source / "img_align_celeba"
-        if source.is_dir():
-            _check_partition(source)
-            files = [Path(entry.path) for entry in os.scandir(source) if entry.is_file()]
-        else:
-            files = [source]
-        for file in files:
-            if _is_image(file.name) and file.is_file():
-                status = file.stat()
-                members.add((str(file.parent), file.name, status.st_size, status.st_mtime_ns))
-            elif file.suffix.lower() == ".zip" or not source.is_dir():
-                zips.add(str(file))
-    for path in zips:
-        with _open_zip(path) as archive:
-            members |= {(path, info.filename, info.file_size, info.CRC)
-                        for info in archive.infolist() if _is_image(info.filename)}
-    return sorted(members, key=lambda member: (Path(member[1]).name, member[0]))
+        for folder, names in archives.walk(source, seen):
+            for name in names:
+                file = folder / name
+                if _is_image(name) and file.is_file():
+                    status = file.stat()
+                    member = str(folder), name, status.st_size, status.st_mtime_ns
+                    containers[source, folder][name] = member
+                elif not source.is_dir() or archives.is_archive(file):
+                    containers[source, file] = {member[0]: (str(file), *member)
+                                                for member in archives.members(file, _is_image)}
+    found, listed = {}, functools.cache(_has_list)
+    for (source, path), members in containers.items():
+        for name, split in _splits(source, path, members, listed):
+            found.setdefault(members[name], split)
+    return dict(sorted(found.items(), key=lambda item: (archives.parts(item[0][1])[-1], *item[0])))
 
 
-def split_of(name):
-    """The split that an image belongs to, by its name alone."""
-    stem = Path(name).stem
+def split_of(name, folders=(), archive="", celeba=False):
+    """The split that an image belongs to. Who made train/, val/ and test/ meant them: the first of
+    the folders (those below the source) with such a name decides, else a whole word in the name of
+    the archive (train-0.zip). Else CelebA's own split holds, by the number; any other image is
+    split by a hash of its name: a tenth val, a tenth test."""
+    *inside, last = archives.parts(name)
+    named = [_keywords(folder) for folder in (*folders, *inside)] + [_keywords(archive, True)]
+    official = official_split(last) if celeba else None
+    drawn = {0: "val", 1: "test"}.get(zlib.crc32(os.fsencode(last)) % 10, "train")
+    return next((split for split in (*named, official) if split), drawn)
+
+
+def official_split(name):
+    """CelebA's split of the number in a file's name, 000001 … 202599; None of another name."""
+    stem = Path(archives.parts(name)[-1]).stem
     if len(stem) == 6 and stem.isdecimal() and 1 <= int(stem) <= LAST[-1]:
         return next(split for split, last in zip(SPLITS, LAST) if int(stem) <= last)
-    return {0: "val", 1: "test"}.get(zlib.crc32(os.fsencode(Path(name).name)) % 10, "train")
 
 
 def open_image(file, background="white"):
@@ -209,38 +225,80 @@ def _draw_faces(n, size, seed):
 
 
 def _is_image(name):
-    """By its ending; a name that begins with ._ is a Mac's notes on a file, not the file."""
-    return name.lower().endswith(SUFFIXES) and not Path(name).name.startswith("._")
+    return name.lower().endswith(SUFFIXES) and not archives.of_a_system(name)
 
 
-def _check_partition(folder):
-    """CelebA's own list of splits, if it lies in the folder or up to two above it, must agree with
-    ours: the authors' .txt, or Kaggle's .csv with a heading."""
-    for place in (folder, folder.parent, folder.parent.parent):
-        for path in (place / "list_eval_partition.txt", place / "list_eval_partition.csv"):
-            if path.is_file():
-                _check_lines(path)
-                return
+@functools.cache
+def _keywords(name, anywhere=False):
+    """The split that a folder's name is, whatever its case or number (Train, val2017, test_256); of
+    an archive's, a word anywhere."""
+    words = [word for word in re.split(r"[-._ \d]+", name.lower()) if word]
+    splits = {KEYWORDS[word] for word in words if word in KEYWORDS}
+    return splits.pop() if len(splits) == 1 and (anywhere or len(words) == 1) else None
+
+
+def _splits(source, path, members, listed):
+    """(name, split) of each member of a container."""
+    folder, archive = (path.parent, path.name) if path.is_file() else (path, "")
+    below = folder.relative_to(source).parts if source.is_dir() else ()
+    celeba = _is_celeba(path, folder, below, archive, members, listed)
+    return ((name, split_of(name, below, archive, celeba)) for name in members)
+
+
+def _is_celeba(path, folder, below, archive, names, listed):
+    """Whether numbers are CelebA's: its list of splits is in the folder or around the source, a
+    name says so, or the first picture with such a number has CelebA's size."""
+    folder = Path(os.path.abspath(folder))
+    around = [folder, *folder.parents][:len(below) + 3]
+    if any([listed(place) for place in around]):
+        return True
+    first = next(filter(official_split, names), None)
+    if first is None:
+        return False
+    marks = (*folder.parts[-1 - len(below):], archive, *archives.parts(first)[:-1])
+    return any(map(CELEBA.match, marks)) or _size(path, first) == (178, 218)
+
+
+def _size(path, name):
+    """Width and height of a picture, from its first bytes."""
+    file, place = path / name, f"{path}/{name}"
+    if path.is_file():
+        file = io.BytesIO(next(archives.contents(path, [name]))[1])
+    with reading(place, "a readable image", "no such file"):
+        return Image.open(file, formats=FORMATS).size
+
+
+def _has_list(folder):
+    """Whether CelebA's own list of splits lies here: the authors' .txt, or Kaggle's .csv with a
+    heading. It must agree with ours."""
+    for name in ("list_eval_partition.txt", "list_eval_partition.csv",
+                 "Eval/list_eval_partition.txt"):
+        if (folder / name).is_file():
+            _check_lines(folder / name)
+            return True
+    return False
 
 
 def _check_lines(path):
-    for line in path.read_text(errors="replace").splitlines():
-        name, _, number = line.replace(",", " ").strip().partition(" ")
+    for line in path.read_text("utf-8-sig", errors="replace").splitlines():
+        name, *number = re.split(r"[\s,;]+", line.strip())
         if not name or name == "image_id":
             continue
-        if number.strip() not in ("0", "1", "2") or split_of(name) != SPLITS[int(number)]:
+        if len(number) != 1 or number[0] not in ("0", "1", "2") or (
+                official_split(name) != SPLITS[int(number[0])]):
             raise BadInput(f"{path}: {line!r} is not CelebA's official split; mend or remove the "
                            "file")
 
 
-def _open_zip(path):
-    try:
-        no_pipe(path)
-        return zipfile.ZipFile(path)
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file or folder") from None
-    except Exception as error:  # as many as there are fields to damage
-        raise BadInput(f"{path}: not a whole zip ({error}); download it again") from None
+def _nothing(sources, split, found):
+    """Why there is no image of a split, and what to do; found is {split: number of images}."""
+    place = ", ".join(map(str, sources))
+    if not found:
+        return (f"no image of the {split} split in {place}, nor of any other; images end in "
+                f"{', '.join(SUFFIXES)}, archives in {', '.join(archives.ENDINGS)}: name others")
+    have = " and ".join(f"{found[other]:,} {other}" for other in SPLITS if found[other])
+    return (f"no image of the {split} split in {place}: there is {have}. Put images into folders "
+            "called train, val and test there, or name another source or another --split")
 
 
 def _open_cache(path, shape):
@@ -254,33 +312,45 @@ def _open_cache(path, shape):
 
 def _build_cache(path, shape, members, crop):
     """Decode in parallel (Pillow works outside the interpreter's lock) into a file that gets its
-    name when it is whole."""
-    containers = {member[0] for member in members}
-    archives = {path: _open_zip(path) for path in containers if os.path.isfile(path)}
+    name when it is whole. An archive's images come in its own order, each to its row."""
+    def decode(share):
+        return [(row, square(open_image(file), shape[1], crop)) for row, file in share]
 
-    def decode(member):
-        container, name = member[:2]
-        place = file = f"{container}/{name}"
-        try:
-            if container in archives:
-                if member[2] > LARGEST:
-                    raise RuntimeError(f"{member[2]:,} bytes are no image")
-                file = io.BytesIO(archives[container].read(name))
-                file.name = place                                          # for messages
-        except Exception as error:  # a kind for every way to compress
-            raise BadInput(f"{place}: the zip is damaged or not readable ({error})") from None
-        return square(open_image(file), shape[1], crop)
+    pool = ThreadPoolExecutor(torch.get_num_threads())
+    with atomic_write(path) as half, open(half, "wb") as file, pool:
+        head = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, head)
+        begin = file.tell()
+        with tqdm(desc="decoding", total=len(members), unit=" images") as bar:
+            for images in _ahead(pool, decode, _files(members)):
+                for row, image in images:
+                    file.seek(begin + row * image.nbytes)
+                    file.write(image)                       # to mmap, a full disk is a bus error
+                bar.update(len(images))
 
-    try:
-        pool = ThreadPoolExecutor(torch.get_num_threads())
-        with atomic_write(path) as half, open(half, "wb") as file, pool:
-            head = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, head)
-            shares = [members[i:i + 16] for i in range(0, len(members), 16)]
-            with tqdm(desc="decoding", total=len(members), unit=" images") as bar:
-                for images in pool.map(lambda share: [*map(decode, share)], shares):
-                    file.write(np.stack(images))            # to mmap, a full disk is a bus error
-                    bar.update(len(images))
-    finally:
-        for archive in archives.values():
-            archive.close()
+
+def _ahead(pool, work, items):
+    """work(share) of shares of 16 items, in order; as many are under way as there are threads, and
+    as many again are waiting, so that only those are in memory."""
+    waiting = deque()
+    while share := list(itertools.islice(items, 16)):
+        waiting.append(pool.submit(work, share))
+        if len(waiting) > 2 * torch.get_num_threads():
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _files(members):
+    """(row, path or open file) of every member: those in folders in order, then the archives."""
+    inside, is_file = defaultdict(dict), functools.cache(os.path.isfile)
+    for row, (container, name, *_) in enumerate(members):
+        if is_file(container):
+            inside[container][name] = row
+        else:
+            yield row, f"{container}/{name}"
+    for container, rows in inside.items():
+        for name, content in archives.contents(container, rows):
+            file = io.BytesIO(content)
+            file.name = f"{container}/{name}"                              # for messages
+            yield rows[name], file

@@ -213,6 +213,17 @@ def unseen(args, images):
     return train
 
 
+def leave_out_learners(args, chosen, images):
+    """Of the default methods, those that could only learn from what is scored, or from nothing."""
+    learners = [name for name in chosen if not hasattr(chosen[name], "inpaint")]
+    try:
+        unseen(args, images)
+    except BadInput as error:
+        args.methods = [name for name in args.methods if name not in learners]
+        if distributed.RANK == 0:
+            print(f"{', '.join(learners)} left out: {error}", file=sys.stderr)
+
+
 def training_images(args):
     return data.load(args.train or args.data, "train", args.size, args.crop, None, args.cache)
 
@@ -337,6 +348,8 @@ def main():
                  for mask in args.masks}
         chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16)
                   for name in args.methods if name not in args.read}
+        if not (args.named or args.read):
+            leave_out_learners(args, chosen, images)
         lpips = network(scores.lpips_network, args.device) if args.perceptual else None
         features = None
         if args.features == "unet":

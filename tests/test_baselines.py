@@ -206,9 +206,10 @@ def test_a_constant_offset_leaves_no_seam():
 
 def test_no_image_is_in_its_own_index(tmp_path):
     """The index is made of the training split; nothing that is evaluated is in it."""
+    (tmp_path / "celeba").mkdir()
     for i in range(60):
         picture = Image.fromarray(data.synthetic(1, 16, seed=i)[0].numpy())
-        picture.save(tmp_path / f"{162_741 + i:06}.png")
+        picture.save(tmp_path / "celeba" / f"{162_741 + i:06}.png")
     train, val = (data.load(tmp_path, split, 16, cache=tmp_path / "cache")
                   for split in ("train", "val"))
     assert len(train) == len(val) == 30

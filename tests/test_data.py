@@ -111,6 +111,51 @@ def test_only_images_are_read(faces, load):
     assert len(load(faces)) == 7
 
 
+@pytest.mark.parametrize("hidden", [".thumbnails", "__MACOSX", "@eaDir", "a/.ipynb_checkpoints"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_folders_of_any_depth_are_read_but_not_those_of_systems(tmp_path, load, zipped, hidden):
+    faces = tmp_path / "faces"
+    names = ["top.png", "a/one.png", "a/b/c/deep.png", f"{hidden}/note.png", "a/._one.png"]
+    for i, name in enumerate(names):
+        (faces / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(i).save(faces / name)
+    order = [faces / names[i] for i in (2, 1, 0)]                       # deep, one, top
+    source = zip_of(tmp_path / "a.zip", faces, names, inside="./") if zipped else faces
+    assert torch.equal(load(source), by_hand(order))
+
+
+def test_classes_with_the_same_names_keep_all_their_images_in_one_order(tmp_path, load):
+    pets = tmp_path / "pets"
+    folders = [folder_of(pets / kind, ["1.png", "2.png"], width=70, height=60 + i)
+               for i, kind in enumerate(("cat", "dog"))]
+    expected = by_hand([folder / name for name in ("1.png", "2.png") for folder in folders],
+                       (5, 0, 65, 60))
+    expected[1::2] = by_hand([folders[1] / name for name in ("1.png", "2.png")], (4, 0, 65, 61))
+    names = ["dog/2.png", "cat/1.png", "cat/2.png", "dog/1.png"]
+    for source in (pets, zip_of(tmp_path / "pets.zip", pets, names)):
+        assert torch.equal(load(source), expected)
+
+
+def test_links_are_followed_once_and_never_to_the_folders_around(tmp_path, load):
+    elsewhere = folder_of(tmp_path / "elsewhere", ["far.png"])
+    faces = folder_of(tmp_path / "data" / "faces", ["near.png"])
+    photograph(5).save(tmp_path / "data" / "around.png")
+    for name, target in (("0 same", faces), ("up", faces.parent), ("out", elsewhere),
+                         ("twice", elsewhere)):
+        (faces / name).symlink_to(target)
+    (elsewhere / "back").symlink_to(faces)
+    assert torch.equal(load(faces), by_hand([elsewhere / "far.png", faces / "near.png"]))
+    assert len(load([faces, faces / "up" / "faces", elsewhere])) == 2    # named twice, read once
+
+
+def test_a_zip_beside_what_was_unpacked_from_it_is_not_read_twice(tmp_path, load):
+    folder = folder_of(tmp_path / "data" / "faces", ["a.png", "b.png"])
+    zip_of(tmp_path / "data" / "faces.zip", folder)
+    zip_of(tmp_path / "data" / "more.zip", folder, ["b.png"], inside="c/")
+    assert len(load(tmp_path / "data")) == 3
+    assert len(load(tmp_path / "data" / "faces.zip")) == 2               # asked for by name
+
+
 @pytest.mark.parametrize("crop, box", [("centre140", (19, 39, 159, 179)),
                                        ("ddim128", (25, 57, 153, 185)),
                                        ("centre178", (0, 20, 178, 198))])
@@ -146,7 +191,7 @@ def test_the_official_splits_are_loaded_by_number(faces, load):
 def test_an_official_number_has_its_split_whatever_its_suffix_and_folder(number):
     split = "train" if number <= 162_770 else "val" if number <= 182_637 else "test"
     for name in (f"{number:06}.jpg", f"{number:06}.png", f"img_align_celeba/{number:06}.jpg"):
-        assert data.split_of(name) == split
+        assert data.official_split(name) == data.split_of(name, celeba=True) == split
 
 
 @pytest.mark.parametrize("form", ["img{}.png", "{:07}.jpg", "3{:05}.jpg"])
@@ -155,6 +200,103 @@ def test_other_names_are_split_eight_to_one_to_one(form):
     splits = [data.split_of(form.format(i)) for i in range(20_000)]
     assert abs(splits.count("val") - 2000) < 170 and abs(splits.count("test") - 2000) < 170
     assert splits.count("train") == 20_000 - splits.count("val") - splits.count("test")
+
+
+def counts(source, cache):
+    """How many images train, val and test hold."""
+    loaded = []
+    for split in data.SPLITS:
+        try:
+            loaded.append(len(data.load(source, split, 16, cache=cache)))
+        except BadInput as error:
+            assert f"no image of the {split} split in {source}" in str(error)
+            loaded.append(0)
+    return loaded
+
+
+OWN = ["train/cat/1.png", "train/dog/1.png", "Train/2.png", "training/000001.png",
+       "train2017/3.png", "val/cat/4.png", "valid/5.png", "validation/6.png", "test/7.png",
+       "Testing/test/8.png", "test_256/train/9.png", "deep/er/test/10.png", "evaluation/000002.png"]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_users_own_train_val_and_test_are_theirs(tmp_path, zipped):
+    """The outermost folder decides: train is also a class of CIFAR-100."""
+    own = tmp_path / "test" / "own"                       # what lies above the source says nothing
+    for i, name in enumerate(OWN):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(i).save(own / name)
+    source = zip_of(tmp_path / "test" / "own.zip", own, OWN) if zipped else own
+    assert counts(source, tmp_path / "cache") == [5, 3, 5]
+    train = data.load(source, "train", cache=tmp_path / "cache")
+    assert sorted(train.flatten(1).tolist()) == sorted(
+        by_hand(own / name for name in OWN[:5]).flatten(1).tolist())
+
+
+@pytest.mark.parametrize("name, split", [
+    ("train-0.zip", "train"), ("validation-00000-of-00002.zip", "val"), ("my_test.zip", "test"),
+    ("faces-VALID-0001.zip", "val"), ("train_val.zip", None), ("contest.zip", None),
+    ("training.d.zip", "train"), ("trained.zip", None)])
+def test_an_archives_name_tells_the_split_of_what_lies_in_no_such_folder(tmp_path, name, split):
+    drawn = {data.split_of(f"{i}.png"): f"{i}.png" for i in range(40)}   # a name of each split
+    folder = folder_of(tmp_path / "faces", drawn.values())
+    path = zip_of(tmp_path / name, folder, inside="trained/")
+    expected = [3 * (part == split) if split else 1 for part in data.SPLITS]
+    assert counts(path, tmp_path / "cache") == expected
+
+
+@pytest.mark.parametrize("folder", ["test_drive", "contest", "latest", "my_test", "tests", "testA"])
+def test_only_a_whole_name_of_a_folder_is_a_split(folder):
+    names = [f"img{i}.png" for i in range(40)]
+    assert [data.split_of(name, [folder]) for name in names] == [*map(data.split_of, names)]
+    assert [data.split_of(f"{folder}/{name}") for name in names] == [*map(data.split_of, names)]
+
+
+@pytest.mark.parametrize("evidence", [
+    "img_align_celeba", "celeba64", "CelebA/images", "img_align_celeba_png.zip", "celeba.zip",
+    "list_eval_partition.txt", "Eval/list_eval_partition.txt", "178x218", "178x218 in a zip"])
+def test_numbers_are_celebas_only_with_evidence_that_it_is_celeba(tmp_path, evidence):
+    size = (178, 218) if "178" in evidence else (20, 20)
+    names = [f"{number:06}.png" for number in range(162_701, 162_841)]
+    plain = "." in evidence or "178" in evidence
+    folder = tmp_path / "source" / ("faces" if plain else evidence)
+    folder.mkdir(parents=True)
+    for name in names:
+        Image.new("RGB", size).save(folder / name)
+    source = tmp_path / "source"
+    if evidence.endswith("zip"):
+        source = zip_of(tmp_path / evidence.replace("178x218 in a ", "a."), folder)
+    elif "list" in evidence:
+        (source / evidence).parent.mkdir(exist_ok=True)
+        (source / evidence).write_text("162770.jpg 0\n162771.jpg 1\n")
+    assert counts(source, tmp_path / "cache") == [70, 70, 0]
+
+
+@pytest.mark.parametrize("inside", ["faces", "celeba_hq", "CelebAMask-HQ", "myceleba"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_other_peoples_numbers_are_not_celebas(tmp_path, inside, zipped):
+    names = [f"{number:06}.png" for number in range(1, 141)]
+    folder = folder_of(tmp_path / "source" / inside, [])
+    for name in names:
+        Image.new("RGB", (64, 64)).save(folder / name)
+    source = zip_of(tmp_path / "a.zip", folder, inside=f"{inside}/") if zipped else folder.parent
+    splits = [*map(data.split_of, names)]
+    assert counts(source, tmp_path / "cache") == [splits.count(split) for split in data.SPLITS]
+    assert 0 < splits.count("val") < 40
+
+
+def test_too_few_images_for_a_split_are_counted_and_what_to_do_is_said(tmp_path, load):
+    few = folder_of(tmp_path / "few", [f"{i}.png" for i in range(5)])
+    splits = [data.split_of(f"{i}.png") for i in range(5)]
+    empty = next(split for split in data.SPLITS if split not in splits)
+    with pytest.raises(BadInput, match=f"no image of the {empty} split in .*few: there is "
+                                       f".*{splits.count('train')} train.*into folders.*test"):
+        load(few, empty)
+    for split in data.SPLITS:
+        photograph(9).save(folder_of(few / split, []) / "new.png")
+        assert len(load(few, split)) == splits.count(split) + 1
+    with pytest.raises(BadInput, match="no image of the val split in .*none, nor of any other"):
+        load(folder_of(tmp_path / "none", []), "val")
 
 
 @pytest.mark.parametrize("above", [False, True])
@@ -172,14 +314,14 @@ def test_a_partition_file_is_believed_only_if_it_is_the_official_one(tmp_path, l
 
 @pytest.mark.parametrize("listing", [
     "000001.jpg 0\n162771.jpg 1\n\n", "image_id,partition\n000001.jpg,0\n182638.jpg,2\n",
-    "000001.jpg  0\r\n"])
+    "000001.jpg  0\r\n", "\ufeffimage_id;partition\n000001.jpg;0\n", "000001.jpg\t0\n"])
 def test_celeba_as_kaggle_ships_it(tmp_path, listing):
     """The folder in a folder of its name; the list of splits beside them, as .txt or .csv."""
     folder = tmp_path / "celeba" / "img_align_celeba" / "img_align_celeba"
     folder.mkdir(parents=True)
     for name, face in zip(LISTED, data.synthetic(len(LISTED), 16).numpy()):
         Image.fromarray(face).save(folder / name)
-    suffix = "csv" if "," in listing else "txt"
+    suffix = "csv" if "partition" in listing else "txt"
     path = tmp_path / "celeba" / f"list_eval_partition.{suffix}"
     path.write_text(listing)
     assert [len(data.load(tmp_path / "celeba", split, 16, cache=tmp_path / "cache"))

@@ -25,6 +25,7 @@ import scores
 from helpers import save_weights
 
 SIZE, N = 16, 6
+HELD_OUT = next(i for i in range(99) if data.split_of(f"{i}.png") != "train")
 SMALL = (f"--data synthetic --limit {N} --batch 2 --steps 2 --samples 3 --no-perceptual "
          "--device cpu --methods keep,masked --masks center,irregular --out out").split()
 STRANGERS = {
@@ -272,6 +273,24 @@ def test_no_method_learns_from_what_it_is_scored_on(command):
     answer = command(*words, "--methods", "scene_completion")
     assert refused(answer, "images that are scored", "--train"), answer
     assert command(*words, "--methods", "masked", "--out", "other")[0] == 0       # learns nothing
+
+
+@pytest.mark.parametrize("names, why", [
+    (range(9), "images that are scored are among"), ([HELD_OUT], "no image of the train split")])
+def test_a_default_method_that_cannot_learn_honestly_is_left_out(
+        as_user, weights, tmp_path, names, why):
+    (tmp_path / "few").mkdir()
+    for name, face in zip(names, data.synthetic(9, SIZE, seed=7).numpy()):
+        Image.fromarray(face).save(tmp_path / f"few/{name}.png")
+    words = ("--data few --split all --steps 2 --samples 1 --no-perceptual --device cpu "
+             "--masks center --out out --weights").split()
+    status, printed, err = as_user(evaluate, *words, weights)
+    assert status == 0 and "mean left out: " in err and why in err
+    assert [r["method"] for r in results()["results"]] == ["keep", "biharmonic", "masked"]
+    others = "--train", "synthetic", "--out", "others"
+    assert as_user(evaluate, *words, weights, *others)[0] == 0
+    assert "mean" in {r["method"] for r in results("others")["results"]}
+    assert refused(as_user(evaluate, *words, weights, "--methods", "mean", "--out", "named"), why)
 
 
 def example(B=3, size=24):

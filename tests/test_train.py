@@ -129,11 +129,12 @@ def test_the_held_out_loss_is_the_moving_averages_and_the_same_when_asked_again(
 def test_held_out_images_change_nothing_but_the_log_and_may_be_missing(tmp_path, capsys):
     trained = {}
     for name in ("with", "without"):
-        (tmp_path / name).mkdir()
+        folder = tmp_path / f"celeba {name}"                        # so that the numbers count
+        folder.mkdir()
         for i, image in enumerate(data.synthetic(6, 16).numpy()):
             number = i + 1 if name == "without" or i < 4 else data.LAST[0] + i
-            Image.fromarray(image).save(tmp_path / name / f"{number:06}.png")
-        start(tmp_path / f"run {name}", "--data", str(tmp_path / name), "--limit", "4",
+            Image.fromarray(image).save(folder / f"{number:06}.png")
+        start(tmp_path / f"run {name}", "--data", str(folder), "--limit", "4",
               "--cache", str(tmp_path / "cache"))
         trained[name] = runs.load_checkpoint(tmp_path / f"run {name}")
     for part in ("net", "ema", "muon", "adamw", "rng"):
