@@ -95,13 +95,13 @@ def find(sources):
         for folder, names in archives.walk(source, seen):
             for name in names:
                 file = folder / name
-                if _is_image(name) and file.is_file():
+                if is_image(name) and file.is_file():
                     status = file.stat()
                     member = str(folder), name, status.st_size, status.st_mtime_ns
                     containers[source, folder][name] = member
                 elif not source.is_dir() or archives.is_archive(file):
                     containers[source, file] = {member[0]: (str(file), *member)
-                                                for member in archives.members(file, _is_image)}
+                                                for member in archives.members(file, is_image)}
     found, listed = {}, functools.cache(_has_list)
     for (source, path), members in containers.items():
         for name, split in _splits(source, path, members, listed):
@@ -224,7 +224,7 @@ def _draw_faces(n, size, seed):
     return paint(lips, nothing, nothing + 0.42, gap, smile).clamp(-1, 1)
 
 
-def _is_image(name):
+def is_image(name):
     return name.lower().endswith(SUFFIXES) and not archives.of_a_system(name)
 
 

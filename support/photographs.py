@@ -2,7 +2,6 @@
 out again, a folder is read one photograph at a time, a mask is found by its photograph's name."""
 import functools
 import io
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,6 +14,7 @@ from scipy import ndimage
 
 import data
 import masks
+from support import archives
 from support.cli import BadInput
 
 MASK = "_mask"                # face_mask.png, face_mask001.png are masks of face.jpg
@@ -74,7 +74,7 @@ def to_srgb(picture):
 def find(paths, out):
     """{name: path} of the images named and of those in the folders named, at any depth; the name,
     a path relative to the folder, without its ending, is that of the results in --out."""
-    found, out = [], Path(out).resolve()
+    found = []
     for path in map(Path, paths):
         files = [(Path(path.stem), path)]
         if path.is_dir():
@@ -100,14 +100,12 @@ def find(paths, out):
     return found
 
 
-def walk(folder, out=None):
-    """The images in a folder and those below it, sorted; not hidden ones, and none in `out`."""
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".")
-                            and (Path(place) / name).resolve() != out)
-        for name in sorted(files):
-            if name.lower().endswith(data.SUFFIXES) and not name.startswith("."):
-                yield Path(place) / name
+def walk(folder, out=""):
+    """The images in a folder and those below it, sorted; not those in `out`."""
+    for place, names in archives.walk(Path(folder), {Path(out).resolve()}):
+        for name in names:
+            if data.is_image(name) and not name.startswith("."):
+                yield place / name
 
 
 # ---- masks -------------------------------------------------------------------------------------
