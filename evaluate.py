@@ -116,7 +116,7 @@ def save_fills(folder, mask, name, images, hole, fills, first, metadata=None):
 
 # ---- the work, a part a batch ------------------------------------------------------------------
 
-def score_parts(args, images, holes, chosen, lpips, features):
+def score_parts(args, images, holes, chosen, lpips, rulers):
     """Fill and score this process's share of the batches, each into its file of --out/parts."""
     work = [(mask, name, first) for mask in holes for name in args.methods
             for first in range(0, len(images), args.batch)]
@@ -147,7 +147,8 @@ def score_parts(args, images, holes, chosen, lpips, features):
         with atomic_write(part(args, mask, name, first)) as half, open(half, "wb") as file:
             np.savez(file, **scored, samples=fills.shape[1], calls=calls, seconds=seconds,
                      scoring=scoring, preview=fills[:max(0, 8 - first), 0],
-                     features=features(fills[:, 0]) if features else np.empty((len(batch), 0)))
+                     **{f"features_{ruler}": features(fills[:, 0])
+                        for ruler, features in rulers.items()})
 
 
 def part(args, mask, name, first):
@@ -169,15 +170,16 @@ def collect(args, n):
     return found
 
 
-def open_parts(args, images, lpips, features):
+def open_parts(args, images, lpips, rulers):
     """Make --out/parts, or with --resume check that it is of a run with the same settings."""
     folder = Path(args.out) / "parts"
-    files = [args.weights, *(methods.file_of(name) for name in args.methods
-                             if name not in args.read), *{args.features} - {None, "unet"}]
+    files = [args.weights,
+             *(methods.file_of(name) for name in args.methods if name not in args.read),
+             *(name for name in args.features or () if name not in (*scores.RULERS, "unet"))]
     settings = {key: value for key, value in vars(args).items()
                 if key not in ("resume", "out", "cache", "by_area", "device", "data")}
-    settings |= {"networks found": [lpips is not None, features is not None],
-                 "images": digest(images.numpy().tobytes()),
+    settings |= {"networks found": [lpips is not None, *rulers],
+                 "images": digest(np.ascontiguousarray(images)),
                  **{f"content of {file}": digest(content(file)) for file in files}}
     settings, path = json.loads(json.dumps(settings, default=str)), folder / "settings.json"
     if not args.resume:
@@ -205,48 +207,87 @@ def digest(content):
 def unseen(args, images):
     """The training images, for methods that learn; refused if one of them is to be scored."""
     train = training_images(args)
-    scored = {image.tobytes() for image in images.numpy()}
-    both = sum(image.tobytes() in scored for image in train.numpy())
+    both = sum(among(images, train))
     if both:
         raise BadInput(f"{both} of the images that are scored are among those that methods learn "
                        "from: choose another --split, or others with --train")
     return train
 
 
-def training_images(args):
-    return data.load(args.train or args.data, "train", args.size, args.crop, None, args.cache)
+def among(images, others):
+    """Of every one of the others, whether it is one of the images."""
+    known = {image.tobytes() for image in images.numpy()}
+    return [other.tobytes() in known for other in others.numpy()]
+
+
+def training_images(args, limit=None):
+    return data.load(args.train or args.data, "train", args.size, args.crop, limit, args.cache)
+
+
+# ---- distances to real images ------------------------------------------------------------------
+
+def reference(args, images, rulers):
+    """{ruler: (features of the real images that distances are to, of other real images)}."""
+    if not rulers:
+        return {}
+    if args.reference == "train":
+        sets = ("training images", training_images(args)), ("scored images", images)
+    else:
+        sets = ("scored images", images), ("other images", other_images(args, images))
+    return {ruler: tuple(cached_features(args, ruler, features, what, pictures)
+                         for what, pictures in sets) for ruler, features in rulers.items()}
+
+
+def other_images(args, images):
+    """As many training images, none of them among those scored; perhaps there are none at all."""
+    try:
+        others = training_images(args, limit=len(images))
+    except BadInput:
+        if args.train:
+            raise
+        return images[:0]
+    return others[~torch.tensor(among(images, others))]
+
+
+def cached_features(args, ruler, features, what, images):
+    """The features of all the images, from --cache if the same network has seen them before: its
+    features of two drawn faces tell whether it is the same."""
+    content = hashlib.sha256(np.ascontiguousarray(images))
+    content.update(features(data.synthetic(2, args.size)).numpy())
+    path = Path(args.cache) / f"features-{ruler}-{content.hexdigest()[:16]}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        return torch.from_numpy(np.load(path))
+    blocks = tqdm(images.split(args.batch), f"{what} by {ruler}", unit=" batches",
+                  disable=distributed.RANK > 0)
+    found = torch.cat([features(block) for block in blocks]) if len(images) else torch.empty(0, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as half, open(half, "wb") as file:
+        np.save(file, found.numpy())
+    return found
+
+
+def distances(ruler, real, fake):
+    return {f"fd_{ruler}": scores.frechet(real, fake), f"kd_{ruler}": scores.kernel(real, fake),
+            "n_real": len(real)}
 
 
 # ---- results ---------------------------------------------------------------------------------
 
-def summarize(args, images, found, features):
+def summarize(args, images, found, real):
     """A dict a mask and method: means with intervals, paired differences to the first method, and
     distances to real images; in the last row, those of other real images."""
-    results, first, real = [], args.methods[0], None
-    if features:
-        train = training_images(args)
-        if args.reference == "held-out":                        # as many, for the row `real`
-            train = train[:len(images)]
-        held_out, train = (torch.cat([features(block) for block in tqdm(
-            pictures.split(args.batch), f"features of {name} images", unit=" batches")])
-            for name, pictures in (("held-out", images), ("training", train)))
-        real = train if args.reference == "train" else held_out
+    results, first = [], args.methods[0]
     for (mask, name), values in found.items():
         result = {"mask": mask, "method": name, "n": len(images), **report.means(values)}
         result |= {f"{key}_minus_first": scores.interval(values[key] - found[mask, first][key])
                    for key in scores.SCORES}
-        if features:
-            result |= distances(real, torch.from_numpy(values["features"]))
+        for ruler, (features, _) in real.items():
+            result |= distances(ruler, features, torch.from_numpy(values[f"features_{ruler}"]))
         results.append(result)
-    if features:
-        other = held_out if args.reference == "train" else train[:len(held_out)]
-        results.append({"mask": "–", "method": "real", "n": len(other), **distances(real, other)})
-    return results
-
-
-def distances(real, fake):
-    return {"fd": scores.frechet(real, fake), "kd": scores.kernel(real, fake),
-            "n_real": len(real)}
+    others = {"mask": "–", "method": "real"}
+    for ruler, (features, other) in real.items():
+        others |= {"n": len(other), **distances(ruler, features, other)}
+    return [*results, others] if others.get("n") else results
 
 
 # ---- the command -----------------------------------------------------------------------------
@@ -269,12 +310,14 @@ def parse():
     add("--eta", type=float, help="0: deterministic … 1: ancestral, the default")
     add("--bf16", action="store_true", help="bfloat16 matrix products in the network")
     add("--perceptual", action=argparse.BooleanOptionalAction, default=True,
-        help="FID, KID and LPIPS, whose networks cost more than all the rest on a CPU")
-    add("--features", metavar="FILE.pt", help="TorchScript network for Fréchet and kernel "
-        "distances in place of Inception's: uint8 [B, 3, H, W] -> [B, d]; or unet, the middle of "
-        "the inpainter's")
-    add("--reference", choices=("train", "held-out"), default="train", help="the real images that "
-        "distances are to")
+        help="LPIPS, and distances by the default networks")
+    add("--features", type=listed, help="networks for Fréchet and kernel distances, after commas: "
+        "efficientnet-lite0; inception, for FID and KID; unet, the middle of the inpainter's; "
+        "FILE.pt, TorchScript from uint8 [B, 3, H, W] to [B, d]; default: those of "
+        f"{', '.join(scores.RULERS)} that are installed")
+    add("--reference", choices=("held-out", "train"), default="held-out", help="the real images "
+        "that distances are to: the scored images themselves, as in most papers on inpainting, or "
+        "all training images, whose features are computed once and kept under --cache")
     add("--by-area", action="store_true", help="also a table by the hole's area in tenths")
     add("--limit", type=int, help="the first so many images only")
     add("--batch", type=int, default=32, help="images at a time")
@@ -310,20 +353,14 @@ def parse():
     if twice:
         raise BadInput(f"two methods are called {min(twice)} (real images are the method real): "
                        "rename a file or a folder")
+    if len({Path(name).stem for name in args.features or ()}) < len(args.features or ()):
+        raise BadInput("--features: two networks of one name; rename a file")
     return args
 
 
 def main():
     args = parse()
     args.device = str(distributed.own_device(args.device))
-
-    def network(make, *arguments):
-        try:
-            return make(*arguments)
-        except scores.Missing as error:
-            if distributed.RANK == 0:
-                print(error, file=sys.stderr)
-
     with distributed.joined():
         with distributed.first():                                  # who downloads for all
             args.weights = local(args.weights)
@@ -337,30 +374,45 @@ def main():
                  for mask in args.masks}
         chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16)
                   for name in args.methods if name not in args.read}
-        lpips = network(scores.lpips_network, args.device) if args.perceptual else None
-        features = None
-        if args.features == "unet":
-            features = scores.unet_features(eps_model, args.device)
-        elif args.perceptual or args.features:
-            features = network(scores.extractor, args.features, args.device)
+        lpips, rulers = find_networks(args, eps_model)
         with lock_folder(args.out) if distributed.RANK == 0 else contextlib.nullcontext():
             with distributed.first():
                 if distributed.RANK == 0:
-                    open_parts(args, images, lpips, features)
-            score_parts(args, images, holes, chosen, lpips, features)
+                    open_parts(args, images, lpips, rulers)
+                    real = reference(args, images, rulers)
+            score_parts(args, images, holes, chosen, lpips, rulers)
             distributed.largest()                                  # waits for all
             if distributed.RANK == 0:
-                finish(args, images, holes, features)
+                finish(args, images, holes, real)
 
 
-def finish(args, images, holes, features):
+def find_networks(args, eps_model):
+    """LPIPS, or None, and {ruler: its function from images to features}. What cannot be had is left
+    out with a line, but refused if --features names it."""
+    def network(make, *arguments):
+        try:
+            return make(*arguments, args.device)
+        except scores.Missing as error:
+            if args.features and make is scores.extractor:
+                raise BadInput(f"--features: {error}") from None
+            if distributed.RANK == 0:
+                print(f"left out: {error}", file=sys.stderr)
+
+    lpips = network(scores.lpips_network) if args.perceptual else None
+    names = args.features or (scores.RULERS if args.perceptual else ())
+    rulers = {Path(name).stem: network(scores.unet_features, eps_model) if name == "unet"
+              else network(scores.extractor, name) for name in names}
+    return lpips, {ruler: features for ruler, features in rulers.items() if features}
+
+
+def finish(args, images, holes, real):
     """From all the parts, the results."""
     found = collect(args, len(images))
     versions = {"Python": platform.python_version(), "torch": torch.__version__,
                 "torchmetrics": torchmetrics.__version__,
                 "device": torch.cuda.get_device_name() if "cuda" in args.device else "CPU",
                 "processes": distributed.WORLD_SIZE, "threads each": torch.get_num_threads()}
-    results = summarize(args, images, found, features)
+    results = summarize(args, images, found, real)
     tables = report.text(args, images, found, results, versions)
     report.write(args, images, holes, found, results, tables, versions)
     print(tables)

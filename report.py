@@ -41,12 +41,16 @@ def by_area(args, found):
     return sorted(results, key=lambda result: int(result["mask"].split("–")[0]))
 
 
-def table(results, features="", suffix=""):
+def table(results, rulers=(), suffix=""):
     """Markdown: a line a mask and method, every mean with half its interval."""
-    fd, kd = (f"FD({features})", f"KD({features})") if features else ("FID", "KID")
     heads = ["mask", "method", "n", *(head for head, _ in COLUMNS.values())]
-    if not suffix:
-        heads += ["spread/skill", fd, f"{kd} × 1000", "calls", "s/sample"]
+    others = {"spread_skill": ("spread/skill", 1, 2)}
+    for ruler in rulers:
+        fd, kd = ("FID", "KID") if ruler == "inception" else (f"FD({ruler})", f"KD({ruler})")
+        others |= {f"fd_{ruler}": (fd, 1, 2), f"kd_{ruler}": (f"{kd} × 1000", 1000, 2)}
+    others |= {"calls": ("calls", 1, 0), "seconds": ("s/sample", 1, 3)}
+    others = {} if suffix else others
+    heads += [head for head, _, _ in others.values()]
 
     def cell(value, digits):
         mean, low, high = value if isinstance(value, tuple) else (value, math.nan, math.nan)
@@ -57,34 +61,32 @@ def table(results, features="", suffix=""):
     for r in results:
         cells = [cell(r.get(key + suffix, math.nan), digits)
                  for key, (_, digits) in COLUMNS.items()]
-        if not suffix:
-            cells += [cell(r.get(key, math.nan) * factor, digits) for key, factor, digits in
-                      (("spread_skill", 1, 2), ("fd", 1, 2), ("kd", 1000, 2), ("calls", 1, 0),
-                       ("seconds", 1, 3))]
+        cells += [cell(r.get(key, math.nan) * factor, digits)
+                  for key, (_, factor, digits) in others.items()]
         lines.append("| " + " | ".join([r["mask"], r["method"], str(r["n"]), *cells]) + " |")
     return "\n".join(lines)
 
 
 def text(args, images, found, results, versions):
     """All tables as one text that says what was scored."""
-    features = Path(args.features).stem if args.features else ""
     scoring = max(np.median(values["scoring"]) for values in found.values())
-    real = next((r for r in results if "n_real" in r), None)
+    real, rulers = next((r for r in results if "n_real" in r), None), ()
     lines = [f"{len(images)} images of the {args.split} split, {args.size}×{args.size} (crop "
              f"{args.crop}), the same holes for all, seed {args.seed}; K = {args.samples} samples "
              f"of {args.steps} steps of a method that draws. Scores of the "
              "composite, known pixels exact, in 8 bits; means over images ± half a 95 % interval "
              "(bootstrap-t); L1, CRPS and spread in the hole, of 255."]
     if real:
-        lines[0] += (f" {'FD' if features else 'FID'} against {real['n_real']} real images "
-                     f"({args.reference}); the row real is their distance to other real images.")
-    lines += ["", table(results, features)]
+        lines[0] += (f" Distances are to {real['n_real']} real images ({args.reference}); the row "
+                     "real is theirs to other real images.")
+        rulers = [key.removeprefix("fd_") for key in real if key.startswith("fd_")]
+    lines += ["", table(results, rulers)]
     if len(args.methods) > 1:
         lines += ["", f"Paired differences to {args.methods[0]}, image by image:", "",
                   table([r for r in results if r["method"] not in (args.methods[0], "real")],
                         suffix="_minus_first")]
     if args.by_area:
-        lines += ["", "By the hole's area:", "", table(by_area(args, found), features)]
+        lines += ["", "By the hole's area:", "", table(by_area(args, found))]
     hardware = ", ".join(f"{key} {value}" for key, value in versions.items())
     lines += ["", f"Beside the filling, scoring took {1e3 * scoring:.1f} ms an image and method, "
                   f"{1 / scoring:.0f} a second in a process. {hardware}"]
