@@ -53,6 +53,7 @@ from support.foreign import local
 from support.runs import WEIGHTS_HELP
 
 DEFAULT = ("keep", "biharmonic", "mean", "masked")
+DRAWN = 16                                # images, if they are drawn: minutes of work on a CPU
 
 
 # ---- fills: uint8 [B, K, H, W, 3] of a batch, drawn by a method or read from files -------------
@@ -114,10 +115,44 @@ def save_fills(folder, mask, name, images, hole, fills, first, metadata=None):
             stale.unlink()
 
 
+# ---- holes --------------------------------------------------------------------------------------
+
+def make_holes(args, n):
+    """{mask: hole [n, 1, size, size]}, drawn by a family or read from files."""
+    return {mask: read_holes(args.mask_files[mask], n, args.size, args.crop)
+            if mask in args.mask_files else
+            masks.MASKS[mask](n, args.size, torch.Generator().manual_seed(args.seed))
+            for mask in args.masks}
+
+
+def read_holes(path, n, size, crop):
+    """Holes [n, 1, size, size] from one mask for all, or from a folder of masks (where some are
+    called *_mask*, as LaMa has them beside its photographs, from those). In the order of their
+    names: spread evenly over a folder that holds more than n, as NVIDIA's is sorted by area; else
+    from its start again. Cut as photographs are, resized as by masks.from_image; white = fill."""
+    files = [path] if path.is_file() else sorted(
+        file for file in path.iterdir() if file.suffix.lower() in data.SUFFIXES)
+    files = [file for file in files if "_mask" in file.stem] or files
+    if not files:
+        raise BadInput(f"--masks {path}: no image in it ({', '.join(data.SUFFIXES)})")
+
+    @functools.cache
+    def read(file):
+        picture = data.open_image(file, background="black").convert("L")
+        hole = masks.from_image(picture.crop(data.window(picture.size, crop)), (size, size))
+        if not hole.any():
+            raise BadInput(f"{file}: no hole is left of it at {size}×{size} pixels; white is what "
+                           "is filled")
+        return hole
+    step = max(len(files) // n, 1)
+    return torch.cat([read(files[i * step % len(files)]) for i in range(n)])
+
+
 # ---- the work, a part a batch ------------------------------------------------------------------
 
-def score_parts(args, images, holes, chosen, lpips, rulers):
-    """Fill and score this process's share of the batches, each into its file of --out/parts."""
+def score_parts(args, images, holes, chosen, lpips, rulers, truth):
+    """Fill and score this process's share of the batches, each into its file of --out/parts; truth
+    {ruler: features [n, d] of the images}."""
     work = [(mask, name, first) for mask in holes for name in args.methods
             for first in range(0, len(images), args.batch)]
     work = work[distributed.RANK::distributed.WORLD_SIZE]
@@ -141,14 +176,16 @@ def score_parts(args, images, holes, chosen, lpips, rulers):
         begun = time.perf_counter()
         scored = scores.score(batch, fills, hole, lpips)
         scoring = (time.perf_counter() - begun) / len(batch)
+        for ruler, features in rulers.items():
+            drawn = features(fills.flatten(0, 1)).unflatten(0, fills.shape[:2])       # [B, K, d]
+            crps = scores.crps(drawn.transpose(0, 1), truth[ruler][first:first + len(batch)])
+            scored |= {f"features_{ruler}": drawn[:, 0], f"crps_{ruler}": crps.mean(dim=1)}
         if args.save:
             save_fills(Path(args.out) / "fills", mask, Path(name).stem, batch, hole, fills, first,
                        provenance(args.weights, args.seed))
         with atomic_write(part(args, mask, name, first)) as half, open(half, "wb") as file:
             np.savez(file, **scored, samples=fills.shape[1], calls=calls, seconds=seconds,
-                     scoring=scoring, preview=fills[:max(0, 8 - first), 0],
-                     **{f"features_{ruler}": features(fills[:, 0])
-                        for ruler, features in rulers.items()})
+                     scoring=scoring, preview=fills[:max(0, 8 - first), 0])
 
 
 def part(args, mask, name, first):
@@ -170,7 +207,7 @@ def collect(args, n):
     return found
 
 
-def open_parts(args, images, lpips, rulers):
+def open_parts(args, images, holes, lpips, rulers):
     """Make --out/parts, or with --resume check that it is of a run with the same settings."""
     folder = Path(args.out) / "parts"
     files = [args.weights,
@@ -179,6 +216,7 @@ def open_parts(args, images, lpips, rulers):
     settings = {key: value for key, value in vars(args).items()
                 if key not in ("resume", "out", "cache", "by_area", "device", "data")}
     settings |= {"networks found": [lpips is not None, *rulers],
+                 "holes": digest(np.concatenate([*holes.values()])),
                  "images": digest(np.ascontiguousarray(images)),
                  **{f"content of {file}": digest(content(file)) for file in files}}
     settings, path = json.loads(json.dumps(settings, default=str)), folder / "settings.json"
@@ -280,7 +318,7 @@ def summarize(args, images, found, real):
     for (mask, name), values in found.items():
         result = {"mask": mask, "method": name, "n": len(images), **report.means(values)}
         result |= {f"{key}_minus_first": scores.interval(values[key] - found[mask, first][key])
-                   for key in scores.SCORES}
+                   for key in report.scored(values)}
         for ruler, (features, _) in real.items():
             result |= distances(ruler, features, torch.from_numpy(values[f"features_{ruler}"]))
         results.append(result)
@@ -299,7 +337,8 @@ def parse():
     add("--train", nargs="+", metavar="PATH", help="training images, for methods that learn from "
         "them and for FID; default: the training split of --data")
     add("--split", choices=(*data.SPLITS, "all"), default="test")
-    add("--masks", type=listed, default=list(masks.FAMILIES), help="families, after commas")
+    add("--masks", type=listed, default=list(masks.FAMILIES), help="after commas: families, or "
+        "folders or files of masks, white = fill")
     add("--methods", type=listed, help="after commas, differences are to the first: files.py, or "
         f"{', '.join(methods.METHODS)}; default: {', '.join(DEFAULT)}, or all in --from's FOLDER")
     add("--from", dest="read_from", metavar="FOLDER", help="score the fills in its FOLDER/MASK/"
@@ -318,8 +357,10 @@ def parse():
     add("--reference", choices=("held-out", "train"), default="held-out", help="the real images "
         "that distances are to: the scored images themselves, as in most papers on inpainting, or "
         "all training images, whose features are computed once and kept under --cache")
-    add("--by-area", action="store_true", help="also a table by the hole's area in tenths")
-    add("--limit", type=int, help="the first so many images only")
+    add("--by-area", action="store_true", help="also a table by the hole's area in tenths, whose "
+        "first six are the bins of Liu et al. 2018 (NVIDIA's masks)")
+    add("--limit", type=int, help="the first so many images only; default: all, or "
+        f"{DRAWN} of drawn faces")
     add("--batch", type=int, default=32, help="images at a time")
     add("--seed", type=int, default=0, help="of holes and noise")
     add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
@@ -329,14 +370,14 @@ def parse():
     add("--resume", action="store_true", help="go on with the run that was cut off in --out")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    if args.data == ["synthetic"]:
+        args.limit = DRAWN if args.limit is None else args.limit
     check_range(args, 1, 10 ** 6, "batch")
     check_range(args, 1, 999, "samples")
     check_range(args, 0, 10 ** 9, "seed")
     check_range(args, 0, 1, "eta")
     device(args.device)
-    unknown = set(args.masks) - set(masks.MASKS)
-    if unknown:
-        raise BadInput(f"--masks {min(unknown)}: not one of {', '.join(masks.MASKS)}")
+    name_masks(args)
     args.read = []
     if args.read_from:
         folder = Path(args.read_from) / args.masks[0]
@@ -345,9 +386,9 @@ def parse():
             raise BadInput(f"--from {args.read_from}: no {args.masks[0]}/METHOD/ in it")
     args.named = bool(args.methods)
     args.methods = [*(args.methods or (() if args.read_from else DEFAULT)), *args.read]
-    strange = [name for name in args.methods if not name.isprintable()]
+    strange = [name for name in (*args.masks, *args.methods) if not name.isprintable()]
     if strange:
-        raise BadInput(f"a method is called {strange[0]!r}: rename its file or folder")
+        raise BadInput(f"a mask or method is called {strange[0]!r}: rename its file or folder")
     names = [Path(name).stem for name in args.methods]
     twice = {name for name in names if names.count(name) > 1 or name == "real"}
     if twice:
@@ -356,6 +397,20 @@ def parse():
     if len({Path(name).stem for name in args.features or ()}) < len(args.features or ()):
         raise BadInput("--features: two networks of one name; rename a file")
     return args
+
+
+def name_masks(args):
+    """args.masks, checked, by name: a family's or a file's or folder's without its place, which
+    args.mask_files has."""
+    files = [Path(mask) for mask in args.masks if mask not in masks.MASKS]
+    unknown = [str(path) for path in files if not path.exists()]
+    if unknown:
+        raise BadInput(f"--masks {unknown[0]}: neither a file or folder nor one of "
+                       f"{', '.join(masks.MASKS)}")
+    args.mask_files = {path.stem: path for path in files}
+    args.masks = [Path(mask).stem for mask in args.masks]
+    if len(set(args.masks)) < len(args.masks):
+        raise BadInput("--masks: two of one name; rename a file or a folder")
 
 
 def main():
@@ -369,18 +424,19 @@ def main():
             args.methods[0] = methods.default(eps_model)
         with distributed.first():                                  # who decodes for all
             images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
-        holes = {mask: masks.MASKS[mask](len(images), args.size,
-                                         torch.Generator().manual_seed(args.seed))
-                 for mask in args.masks}
+        holes = make_holes(args, len(images))
         chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16)
                   for name in args.methods if name not in args.read}
         lpips, rulers = find_networks(args, eps_model)
         with lock_folder(args.out) if distributed.RANK == 0 else contextlib.nullcontext():
             with distributed.first():
                 if distributed.RANK == 0:
-                    open_parts(args, images, lpips, rulers)
+                    open_parts(args, images, holes, lpips, rulers)
+                    announce(args, images, holes, chosen, rulers, eps_model)
                     real = reference(args, images, rulers)
-            score_parts(args, images, holes, chosen, lpips, rulers)
+                truth = {ruler: cached_features(args, ruler, features, "scored images", images)
+                         for ruler, features in rulers.items()}
+            score_parts(args, images, holes, chosen, lpips, rulers, truth)
             distributed.largest()                                  # waits for all
             if distributed.RANK == 0:
                 finish(args, images, holes, real)
@@ -403,6 +459,37 @@ def find_networks(args, eps_model):
     rulers = {Path(name).stem: network(scores.unet_features, eps_model) if name == "unet"
               else network(scores.extractor, name) for name in names}
     return lpips, {ruler: features for ruler, features in rulers.items() if features}
+
+
+@torch.no_grad()
+def announce(args, images, holes, chosen, rulers, eps_model):
+    """Say what is to do and about how long it takes, by the time that the networks take for a few
+    images; methods without a network are not timed."""
+    n, sets = min(len(images), args.batch if "cuda" in args.device else 2), len(images) * len(holes)
+    x, t = data.to_float(images[:n]).to(args.device), torch.zeros(n, dtype=torch.int64)
+
+    def seconds(network, *arguments):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=args.bf16):
+            network(*arguments).cpu()                                            # warm
+            begun = time.perf_counter()
+            network(*arguments).cpu()                                            # and waits for it
+        return (time.perf_counter() - begun) / n
+
+    samples = {name: args.samples if method.DRAWS else 1 for name, method in chosen.items()}
+    calls = sum(sets * samples[name] * method.CALLS for name, method in chosen.items())
+    fills = sets * (sum(samples.values()) + len(args.read))
+    total = calls and calls * seconds(eps_model, x, t.to(args.device), torch.ones_like(x[:, :1]))
+    total += sum(fills * seconds(features, images[:n]) for features in rulers.values())
+    total /= distributed.WORLD_SIZE
+    told = (f"{total:.0f} s" if total < 99 else f"{total / 60:.0f} min" if total < 6_000 else
+            f"{total / 3_600:.0f} h")
+    families = ", ".join(f"{mask} {hole.mean():.0%}" for mask, hole in holes.items())
+    print(f"to do: {len(images)} images of {args.size}×{args.size} × {len(holes)} kinds of holes "
+          f"({families} of the image) × {len(args.methods)} methods ({', '.join(args.methods)}), "
+          f"{args.samples} samples of those that draw; {calls:,} network calls"
+          + "".join(f", features by {ruler}" for ruler in rulers) +
+          f": about {told}" * bool(total) + ", and what methods without a network take",
+          file=sys.stderr)
 
 
 def finish(args, images, holes, real):

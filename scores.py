@@ -55,10 +55,6 @@ def score(images, fills, hole, lpips=None):
     def in_hole(values):                                       # mean over the hole and channels
         return (values * hole).sum(dim=(-3, -2, -1)) / hole.sum(dim=(-3, -2, -1)) / 3
 
-    # CRPS = E|X - y| - E|X - X'| / 2; the pairs of different samples summed from the sorted ones:
-    # Σ_{j<k} |x_j - x_k| = Σ_k (2k - K + 1) x_(k)
-    ranks = 2 * torch.arange(K, dtype=torch.float64) - K + 1
-    pairs = torch.einsum("k,kbchw->bchw", ranks, x.sort(dim=0).values) * 2 / max(K * (K - 1), 1)
     variance = x.var(dim=0) if K > 1 else torch.full_like(truth, torch.nan)
     return {"psnr_hole": psnr(x[0], level), "psnr_hole_mean": psnr(centre, level),
             "psnr_hole_best": torch.stack([psnr(one, level) for one in x]).max(dim=0).values,
@@ -66,9 +62,20 @@ def score(images, fills, hole, lpips=None):
             "ssim": ssim(x[0], truth),
             "l1": in_hole((x[0] - truth).abs()),
             "lpips": lpips(fills[:, 0], images) if lpips else torch.full_like(area, torch.nan),
-            "crps": in_hole((x - truth).abs().mean(dim=0) - pairs / 2),
+            "crps": in_hole(crps(x, truth)),
             "diversity": in_hole(variance).sqrt(), "variance": in_hole(variance),
             "error": in_hole((centre - truth).square()), "area": area}
+
+
+def crps(x, truth):
+    """E|X - y| - E|X - X'| / 2 of every number by itself (Gneiting and Raftery 2007, eq. 21), from
+    samples x [K, …] and truth y […], over pairs of different samples: unbiased. Of one sample, its
+    error. [K, …] -> […], float64."""
+    K, x = len(x), x.double()
+    # Σ_{j<k} |x_j - x_k| = Σ_k (2k - K + 1) x_(k), with x_(0) ≤ x_(1) ≤ …
+    ranks = 2 * torch.arange(K, dtype=torch.float64) - K + 1
+    pairs = torch.einsum("k,k...->...", ranks, x.sort(dim=0).values) * 2 / max(K * (K - 1), 1)
+    return (x - truth).abs().mean(dim=0) - pairs / 2
 
 
 def ssim(x, y):
