@@ -2,6 +2,7 @@
 
     python evaluate.py --data PATH/TO/celeba --split val --masks center,irregular --samples 4
     python evaluate.py --methods keep,ridge,my_method.py         # against a method of your own
+    python evaluate.py --masks PATH/TO/masks --by-area           # published masks, such as NVIDIA's
     python evaluate.py --save                                    # inputs, holes and fills as PNGs
     python evaluate.py --from FOLDER                             # anybody's PNGs, the same holes
     torchrun --nproc_per_node 4 evaluate.py                      # shared out over processes
@@ -432,7 +433,8 @@ def main():
             with distributed.first():
                 if distributed.RANK == 0:
                     open_parts(args, images, holes, lpips, rulers)
-                    announce(args, images, holes, chosen, rulers, eps_model)
+                    if not args.resume:
+                        announce(args, images, holes, chosen, rulers, eps_model)
                     real = reference(args, images, rulers)
                 truth = {ruler: cached_features(args, ruler, features, "scored images", images)
                          for ruler, features in rulers.items()}

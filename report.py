@@ -86,7 +86,8 @@ def text(args, images, found, results, versions):
              "composite, known pixels exact, in 8 bits; means over images ± the longer side of "
              "a 95 % interval (bootstrap-t); L1, CRPS and spread in the hole, of 255."]
     if real:
-        lines[0] += (f" Distances are to {real['n_real']} real images ({args.reference}); the row "
+        what = "training images" if args.reference == "train" else "scored images themselves"
+        lines[0] += (f" Distances of the first samples are to the {real['n_real']} {what}; the row "
                      "real is theirs to other real images. CRPS(…) is the mean over a "
                      "network's features.")
         rulers = [key.removeprefix("fd_") for key in real if key.startswith("fd_")]
