@@ -178,7 +178,8 @@ def score_parts(args, images, holes, chosen, lpips, rulers, truth):
         scored = scores.score(batch, fills, hole, lpips)
         scoring = (time.perf_counter() - begun) / len(batch)
         for ruler, features in rulers.items():
-            drawn = features(fills.flatten(0, 1)).unflatten(0, fills.shape[:2])       # [B, K, d]
+            blocks = fills.flatten(0, 1).split(args.batch)
+            drawn = torch.cat([*map(features, blocks)]).unflatten(0, fills.shape[:2])  # [B, K, d]
             crps = scores.crps(drawn.transpose(0, 1), truth[ruler][first:first + len(batch)])
             scored |= {f"features_{ruler}": drawn[:, 0], f"crps_{ruler}": crps.mean(dim=1)}
         if args.save:
@@ -403,13 +404,13 @@ def parse():
 def name_masks(args):
     """args.masks, checked, by name: a family's or a file's or folder's without its place, which
     args.mask_files has."""
-    files = [Path(mask) for mask in args.masks if mask not in masks.MASKS]
-    unknown = [str(path) for path in files if not path.exists()]
-    if unknown:
-        raise BadInput(f"--masks {unknown[0]}: neither a file or folder nor one of "
-                       f"{', '.join(masks.MASKS)}")
-    args.mask_files = {path.stem: path for path in files}
-    args.masks = [Path(mask).stem for mask in args.masks]
+    paths = [Path(mask) if mask in masks.MASKS else Path(mask).resolve() for mask in args.masks]
+    for mask, path in zip(args.masks, paths):
+        if mask not in masks.MASKS and not (mask and path.stem and path.exists()):
+            raise BadInput(f"--masks {mask}: neither a file or folder nor one of "
+                           f"{', '.join(masks.MASKS)}")
+    args.mask_files = {path.stem: path for path in paths if path.is_absolute()}
+    args.masks = [path.stem for path in paths]
     if len(set(args.masks)) < len(args.masks):
         raise BadInput("--masks: two of one name; rename a file or a folder")
 

@@ -430,8 +430,10 @@ def test_a_mask_without_a_hole_and_a_folder_without_a_mask_are_refused(command):
     Image.new("L", (8, 8)).save("black.png")
     Path("empty").mkdir()
     assert refused(command("--masks", "black.png"), "black.png: no hole is left", "white")
-    assert refused(command("--masks", "empty"), "--masks empty: no image in it")
+    assert refused(command("--masks", "empty"), "/empty: no image in it")
     assert refused(command("--masks", "black.png,empty/../black.png"), "two of one name")
+    Path("empty").rename("center")
+    assert refused(command("--masks", "center,./center"), "two of one name")
 
 
 def test_a_run_does_not_go_on_with_another_content_of_its_masks(command, monkeypatch):
@@ -715,7 +717,8 @@ def test_without_other_images_there_is_no_row_of_real_ones(command, faces):
     (["--features", "none.pt"], "--features none.pt: no such file"),
     (["--features", "noise.py"], "--features noise.py: not a TorchScript network"),
     (["--features", "unet,a/unet"], "--features: two networks of one name"),
-    (["--masks", "center,a.png/../center"], "--masks a.png/../center: neither"),
+    (["--masks", "center,nowhere/center"], "--masks nowhere/center: neither"),
+    (["--masks", ""], "--masks : neither"), (["--masks", "/"], "--masks /: neither"),
     (["--resume"], "nothing to resume"),
 ])
 def test_bad_arguments_are_one_line_and_status_2_and_leave_nothing(command, argv, said):
