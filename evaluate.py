@@ -218,7 +218,7 @@ def open_parts(args, images, holes, lpips, rulers):
     settings = {key: value for key, value in vars(args).items()
                 if key not in ("resume", "out", "cache", "by_area", "device", "data")}
     settings |= {"networks found": [lpips is not None, *rulers],
-                 "holes": digest(np.concatenate([*holes.values()])),
+                 "holes": [digest(np.ascontiguousarray(hole)) for hole in holes.values()],
                  "images": digest(np.ascontiguousarray(images)),
                  **{f"content of {file}": digest(content(file)) for file in files}}
     settings, path = json.loads(json.dumps(settings, default=str)), folder / "settings.json"
@@ -486,7 +486,7 @@ def announce(args, images, holes, chosen, rulers, eps_model):
     total /= distributed.WORLD_SIZE
     told = (f"{total:.0f} s" if total < 99 else f"{total / 60:.0f} min" if total < 6_000 else
             f"{total / 3_600:.0f} h")
-    families = ", ".join(f"{mask} {hole.mean():.0%}" for mask, hole in holes.items())
+    families = ", ".join(f"{mask} {100 * hole.mean():.0f} %" for mask, hole in holes.items())
     print(f"to do: {len(images)} images of {args.size}×{args.size} × {len(holes)} kinds of holes "
           f"({families} of the image) × {len(args.methods)} methods ({', '.join(args.methods)}), "
           f"{args.samples} samples of those that draw; {calls:,} network calls"

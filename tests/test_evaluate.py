@@ -471,7 +471,7 @@ def test_a_run_says_what_it_will_do_and_draws_few_faces_unless_told(command, mon
     _, _, err = command("--features", "unet", "--methods", "keep,masked,keep@1,flat.py")
     (told,) = [line for line in err.splitlines() if line.startswith("to do: ")]
     calls = N * 2 * 3 * (2 + 1)                                 # images, masks, samples, steps
-    for words in (f"{N} images of {SIZE}×{SIZE}", "center 25%", "irregular ", f"{calls} network",
+    for words in (f"{N} images of {SIZE}×{SIZE}", "center 25 %", "irregular ", f"{calls} network",
                   "features by unet", "keep, masked, keep@1, flat.py"):
         assert words in told, words
     assert re.search(r": about \d+ (s|min)\b", told)
