@@ -2,6 +2,7 @@
 
     python evaluate.py --data PATH/TO/celeba --split val --masks center,irregular --samples 4
     python evaluate.py --methods keep,ridge,my_method.py         # against a method of your own
+    python evaluate.py --masks PATH/TO/masks --by-area           # published masks, such as NVIDIA's
     python evaluate.py --save                                    # inputs, holes and fills as PNGs
     python evaluate.py --from FOLDER                             # anybody's PNGs, the same holes
     torchrun --nproc_per_node 4 evaluate.py                      # shared out over processes
@@ -53,6 +54,7 @@ from support.foreign import local
 from support.runs import WEIGHTS_HELP
 
 DEFAULT = ("keep", "biharmonic", "mean", "masked")
+DRAWN = 16                                # images, if they are drawn: minutes of work on a CPU
 
 
 # ---- fills: uint8 [B, K, H, W, 3] of a batch, drawn by a method or read from files -------------
@@ -114,10 +116,44 @@ def save_fills(folder, mask, name, images, hole, fills, first, metadata=None):
             stale.unlink()
 
 
+# ---- holes --------------------------------------------------------------------------------------
+
+def make_holes(args, n):
+    """{mask: hole [n, 1, size, size]}, drawn by a family or read from files."""
+    return {mask: read_holes(args.mask_files[mask], n, args.size, args.crop)
+            if mask in args.mask_files else
+            masks.MASKS[mask](n, args.size, torch.Generator().manual_seed(args.seed))
+            for mask in args.masks}
+
+
+def read_holes(path, n, size, crop):
+    """Holes [n, 1, size, size] from one mask for all, or from a folder of masks (where some are
+    called *_mask*, as LaMa has them beside its photographs, from those). In the order of their
+    names: spread evenly over a folder that holds more than n, as NVIDIA's is sorted by area; else
+    from its start again. Cut as photographs are, resized as by masks.from_image; white = fill."""
+    files = [path] if path.is_file() else sorted(
+        file for file in path.iterdir() if file.suffix.lower() in data.SUFFIXES)
+    files = [file for file in files if "_mask" in file.stem] or files
+    if not files:
+        raise BadInput(f"--masks {path}: no image in it ({', '.join(data.SUFFIXES)})")
+
+    @functools.cache
+    def read(file):
+        picture = data.open_image(file, background="black").convert("L")
+        hole = masks.from_image(picture.crop(data.window(picture.size, crop)), (size, size))
+        if not hole.any():
+            raise BadInput(f"{file}: no hole is left of it at {size}×{size} pixels; white is what "
+                           "is filled")
+        return hole
+    step = max(len(files) // n, 1)
+    return torch.cat([read(files[i * step % len(files)]) for i in range(n)])
+
+
 # ---- the work, a part a batch ------------------------------------------------------------------
 
-def score_parts(args, images, holes, chosen, lpips, features):
-    """Fill and score this process's share of the batches, each into its file of --out/parts."""
+def score_parts(args, images, holes, chosen, lpips, rulers, truth):
+    """Fill and score this process's share of the batches, each into its file of --out/parts; truth
+    {ruler: features [n, d] of the images}."""
     work = [(mask, name, first) for mask in holes for name in args.methods
             for first in range(0, len(images), args.batch)]
     work = work[distributed.RANK::distributed.WORLD_SIZE]
@@ -141,13 +177,17 @@ def score_parts(args, images, holes, chosen, lpips, features):
         begun = time.perf_counter()
         scored = scores.score(batch, fills, hole, lpips)
         scoring = (time.perf_counter() - begun) / len(batch)
+        for ruler, features in rulers.items():
+            blocks = fills.flatten(0, 1).split(args.batch)
+            drawn = torch.cat([*map(features, blocks)]).unflatten(0, fills.shape[:2])  # [B, K, d]
+            crps = scores.crps(drawn.transpose(0, 1), truth[ruler][first:first + len(batch)])
+            scored |= {f"features_{ruler}": drawn[:, 0], f"crps_{ruler}": crps.mean(dim=1)}
         if args.save:
             save_fills(Path(args.out) / "fills", mask, Path(name).stem, batch, hole, fills, first,
                        provenance(args.weights, args.seed))
         with atomic_write(part(args, mask, name, first)) as half, open(half, "wb") as file:
             np.savez(file, **scored, samples=fills.shape[1], calls=calls, seconds=seconds,
-                     scoring=scoring, preview=fills[:max(0, 8 - first), 0],
-                     features=features(fills[:, 0]) if features else np.empty((len(batch), 0)))
+                     scoring=scoring, preview=fills[:max(0, 8 - first), 0])
 
 
 def part(args, mask, name, first):
@@ -169,15 +209,17 @@ def collect(args, n):
     return found
 
 
-def open_parts(args, images, lpips, features):
+def open_parts(args, images, holes, lpips, rulers):
     """Make --out/parts, or with --resume check that it is of a run with the same settings."""
     folder = Path(args.out) / "parts"
-    files = [args.weights, *(methods.file_of(name) for name in args.methods
-                             if name not in args.read), *{args.features} - {None, "unet"}]
+    files = [args.weights,
+             *(methods.file_of(name) for name in args.methods if name not in args.read),
+             *(name for name in args.features or () if name not in (*scores.RULERS, "unet"))]
     settings = {key: value for key, value in vars(args).items()
                 if key not in ("resume", "out", "cache", "by_area", "device", "data")}
-    settings |= {"networks found": [lpips is not None, features is not None],
-                 "images": digest(images.numpy().tobytes()),
+    settings |= {"networks found": [lpips is not None, *rulers],
+                 "holes": [digest(np.ascontiguousarray(hole)) for hole in holes.values()],
+                 "images": digest(np.ascontiguousarray(images)),
                  **{f"content of {file}": digest(content(file)) for file in files}}
     settings, path = json.loads(json.dumps(settings, default=str)), folder / "settings.json"
     if not args.resume:
@@ -205,14 +247,14 @@ def digest(content):
 def unseen(args, images):
     """The training images, for methods that learn; refused if one of them is to be scored."""
     train = training_images(args)
-    scored = {image.tobytes() for image in images.numpy()}
-    both = sum(image.tobytes() in scored for image in train.numpy())
+    both = sum(among(images, train))
     if both:
         raise BadInput(f"{both} of the images that are scored are among those that methods learn "
                        "from: choose another --split, or others with --train")
     return train
 
 
+<<<<<<< HEAD
 def leave_out_learners(args, chosen, images):
     """Of the default methods, those that could only learn from what is scored, or from nothing."""
     learners = [name for name in chosen if not hasattr(chosen[name], "inpaint")]
@@ -226,38 +268,82 @@ def leave_out_learners(args, chosen, images):
 
 def training_images(args):
     return data.load(args.train or args.data, "train", args.size, args.crop, None, args.cache)
+=======
+def among(images, others):
+    """Of every one of the others, whether it is one of the images."""
+    known = {image.tobytes() for image in images.numpy()}
+    return [other.tobytes() in known for other in others.numpy()]
+
+
+def training_images(args, limit=None):
+    return data.load(args.train or args.data, "train", args.size, args.crop, limit, args.cache)
+
+
+# ---- distances to real images ------------------------------------------------------------------
+
+def reference(args, images, rulers):
+    """{ruler: (features of the real images that distances are to, of other real images)}."""
+    if not rulers:
+        return {}
+    if args.reference == "train":
+        sets = ("training images", training_images(args)), ("scored images", images)
+    else:
+        sets = ("scored images", images), ("other images", other_images(args, images))
+    return {ruler: tuple(cached_features(args, ruler, features, what, pictures)
+                         for what, pictures in sets) for ruler, features in rulers.items()}
+
+
+def other_images(args, images):
+    """As many training images, none of them among those scored; perhaps there are none at all."""
+    try:
+        others = training_images(args, limit=len(images))
+    except BadInput:
+        if args.train:
+            raise
+        return images[:0]
+    return others[~torch.tensor(among(images, others))]
+
+
+def cached_features(args, ruler, features, what, images):
+    """The features of all the images, from --cache if the same network has seen them before: its
+    features of two drawn faces tell whether it is the same."""
+    content = hashlib.sha256(np.ascontiguousarray(images))
+    content.update(features(data.synthetic(2, args.size)).numpy())
+    path = Path(args.cache) / f"features-{ruler}-{content.hexdigest()[:16]}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        return torch.from_numpy(np.load(path))
+    blocks = tqdm(images.split(args.batch), f"{what} by {ruler}", unit=" batches",
+                  disable=distributed.RANK > 0)
+    found = torch.cat([features(block) for block in blocks]) if len(images) else torch.empty(0, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as half, open(half, "wb") as file:
+        np.save(file, found.numpy())
+    return found
+
+
+def distances(ruler, real, fake):
+    return {f"fd_{ruler}": scores.frechet(real, fake), f"kd_{ruler}": scores.kernel(real, fake),
+            "n_real": len(real)}
+>>>>>>> 333408668490e103f82ce0d8c21f1748412df5dd
 
 
 # ---- results ---------------------------------------------------------------------------------
 
-def summarize(args, images, found, features):
+def summarize(args, images, found, real):
     """A dict a mask and method: means with intervals, paired differences to the first method, and
     distances to real images; in the last row, those of other real images."""
-    results, first, real = [], args.methods[0], None
-    if features:
-        train = training_images(args)
-        if args.reference == "held-out":                        # as many, for the row `real`
-            train = train[:len(images)]
-        held_out, train = (torch.cat([features(block) for block in tqdm(
-            pictures.split(args.batch), f"features of {name} images", unit=" batches")])
-            for name, pictures in (("held-out", images), ("training", train)))
-        real = train if args.reference == "train" else held_out
+    results, first = [], args.methods[0]
     for (mask, name), values in found.items():
         result = {"mask": mask, "method": name, "n": len(images), **report.means(values)}
         result |= {f"{key}_minus_first": scores.interval(values[key] - found[mask, first][key])
-                   for key in scores.SCORES}
-        if features:
-            result |= distances(real, torch.from_numpy(values["features"]))
+                   for key in report.scored(values)}
+        for ruler, (features, _) in real.items():
+            result |= distances(ruler, features, torch.from_numpy(values[f"features_{ruler}"]))
         results.append(result)
-    if features:
-        other = held_out if args.reference == "train" else train[:len(held_out)]
-        results.append({"mask": "–", "method": "real", "n": len(other), **distances(real, other)})
-    return results
-
-
-def distances(real, fake):
-    return {"fd": scores.frechet(real, fake), "kd": scores.kernel(real, fake),
-            "n_real": len(real)}
+    others = {"mask": "–", "method": "real"}
+    for ruler, (features, other) in real.items():
+        others |= {"n": len(other), **distances(ruler, features, other)}
+    return [*results, others] if others.get("n") else results
 
 
 # ---- the command -----------------------------------------------------------------------------
@@ -269,7 +355,8 @@ def parse():
     add("--train", nargs="+", metavar="PATH", help="training images, for methods that learn from "
         "them and for FID; default: the training split of --data")
     add("--split", choices=(*data.SPLITS, "all"), default="test")
-    add("--masks", type=listed, default=list(masks.FAMILIES), help="families, after commas")
+    add("--masks", type=listed, default=list(masks.FAMILIES), help="after commas: families, or "
+        "folders or files of masks, white = fill")
     add("--methods", type=listed, help="after commas, differences are to the first: files.py, or "
         f"{', '.join(methods.METHODS)}; default: {', '.join(DEFAULT)}, or all in --from's FOLDER")
     add("--from", dest="read_from", metavar="FOLDER", help="score the fills in its FOLDER/MASK/"
@@ -280,14 +367,18 @@ def parse():
     add("--eta", type=float, help="0: deterministic … 1: ancestral, the default")
     add("--bf16", action="store_true", help="bfloat16 matrix products in the network")
     add("--perceptual", action=argparse.BooleanOptionalAction, default=True,
-        help="FID, KID and LPIPS, whose networks cost more than all the rest on a CPU")
-    add("--features", metavar="FILE.pt", help="TorchScript network for Fréchet and kernel "
-        "distances in place of Inception's: uint8 [B, 3, H, W] -> [B, d]; or unet, the middle of "
-        "the inpainter's")
-    add("--reference", choices=("train", "held-out"), default="train", help="the real images that "
-        "distances are to")
-    add("--by-area", action="store_true", help="also a table by the hole's area in tenths")
-    add("--limit", type=int, help="the first so many images only")
+        help="LPIPS, and distances by the default networks")
+    add("--features", type=listed, help="networks for Fréchet and kernel distances, after commas: "
+        "efficientnet-lite0; inception, for FID and KID; unet, the middle of the inpainter's; "
+        "FILE.pt, TorchScript from uint8 [B, 3, H, W] to [B, d]; default: those of "
+        f"{', '.join(scores.RULERS)} that are installed")
+    add("--reference", choices=("held-out", "train"), default="held-out", help="the real images "
+        "that distances are to: the scored images themselves, as in most papers on inpainting, or "
+        "all training images, whose features are computed once and kept under --cache")
+    add("--by-area", action="store_true", help="also a table by the hole's area in tenths, whose "
+        "first six are the bins of Liu et al. 2018 (NVIDIA's masks)")
+    add("--limit", type=int, help="the first so many images only; default: all, or "
+        f"{DRAWN} of drawn faces")
     add("--batch", type=int, default=32, help="images at a time")
     add("--seed", type=int, default=0, help="of holes and noise")
     add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
@@ -297,14 +388,14 @@ def parse():
     add("--resume", action="store_true", help="go on with the run that was cut off in --out")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    if args.data == ["synthetic"]:
+        args.limit = DRAWN if args.limit is None else args.limit
     check_range(args, 1, 10 ** 6, "batch")
     check_range(args, 1, 999, "samples")
     check_range(args, 0, 10 ** 9, "seed")
     check_range(args, 0, 1, "eta")
     device(args.device)
-    unknown = set(args.masks) - set(masks.MASKS)
-    if unknown:
-        raise BadInput(f"--masks {min(unknown)}: not one of {', '.join(masks.MASKS)}")
+    name_masks(args)
     args.read = []
     if args.read_from:
         folder = Path(args.read_from) / args.masks[0]
@@ -313,28 +404,36 @@ def parse():
             raise BadInput(f"--from {args.read_from}: no {args.masks[0]}/METHOD/ in it")
     args.named = bool(args.methods)
     args.methods = [*(args.methods or (() if args.read_from else DEFAULT)), *args.read]
-    strange = [name for name in args.methods if not name.isprintable()]
+    strange = [name for name in (*args.masks, *args.methods) if not name.isprintable()]
     if strange:
-        raise BadInput(f"a method is called {strange[0]!r}: rename its file or folder")
+        raise BadInput(f"a mask or method is called {strange[0]!r}: rename its file or folder")
     names = [Path(name).stem for name in args.methods]
     twice = {name for name in names if names.count(name) > 1 or name == "real"}
     if twice:
         raise BadInput(f"two methods are called {min(twice)} (real images are the method real): "
                        "rename a file or a folder")
+    if len({Path(name).stem for name in args.features or ()}) < len(args.features or ()):
+        raise BadInput("--features: two networks of one name; rename a file")
     return args
+
+
+def name_masks(args):
+    """args.masks, checked, by name: a family's or a file's or folder's without its place, which
+    args.mask_files has."""
+    paths = [Path(mask) if mask in masks.MASKS else Path(mask).resolve() for mask in args.masks]
+    for mask, path in zip(args.masks, paths):
+        if mask not in masks.MASKS and not (mask and path.stem and path.exists()):
+            raise BadInput(f"--masks {mask}: neither a file or folder nor one of "
+                           f"{', '.join(masks.MASKS)}")
+    args.mask_files = {path.stem: path for path in paths if path.is_absolute()}
+    args.masks = [path.stem for path in paths]
+    if len(set(args.masks)) < len(args.masks):
+        raise BadInput("--masks: two of one name; rename a file or a folder")
 
 
 def main():
     args = parse()
     args.device = str(distributed.own_device(args.device))
-
-    def network(make, *arguments):
-        try:
-            return make(*arguments)
-        except scores.Missing as error:
-            if distributed.RANK == 0:
-                print(error, file=sys.stderr)
-
     with distributed.joined():
         with distributed.first():                                  # who downloads for all
             args.weights = local(args.weights)
@@ -343,11 +442,10 @@ def main():
             args.methods[0] = methods.default(eps_model)
         with distributed.first():                                  # who decodes for all
             images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
-        holes = {mask: masks.MASKS[mask](len(images), args.size,
-                                         torch.Generator().manual_seed(args.seed))
-                 for mask in args.masks}
+        holes = make_holes(args, len(images))
         chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16)
                   for name in args.methods if name not in args.read}
+<<<<<<< HEAD
         if not (args.named or args.read):
             leave_out_learners(args, chosen, images)
         lpips = network(scores.lpips_network, args.device) if args.perceptual else None
@@ -356,24 +454,82 @@ def main():
             features = scores.unet_features(eps_model, args.device)
         elif args.perceptual or args.features:
             features = network(scores.extractor, args.features, args.device)
+=======
+        lpips, rulers = find_networks(args, eps_model)
+>>>>>>> 333408668490e103f82ce0d8c21f1748412df5dd
         with lock_folder(args.out) if distributed.RANK == 0 else contextlib.nullcontext():
             with distributed.first():
                 if distributed.RANK == 0:
-                    open_parts(args, images, lpips, features)
-            score_parts(args, images, holes, chosen, lpips, features)
+                    open_parts(args, images, holes, lpips, rulers)
+                    if not args.resume:
+                        announce(args, images, holes, chosen, rulers, eps_model)
+                    real = reference(args, images, rulers)
+                truth = {ruler: cached_features(args, ruler, features, "scored images", images)
+                         for ruler, features in rulers.items()}
+            score_parts(args, images, holes, chosen, lpips, rulers, truth)
             distributed.largest()                                  # waits for all
             if distributed.RANK == 0:
-                finish(args, images, holes, features)
+                finish(args, images, holes, real)
 
 
-def finish(args, images, holes, features):
+def find_networks(args, eps_model):
+    """LPIPS, or None, and {ruler: its function from images to features}. What cannot be had is left
+    out with a line, but refused if --features names it."""
+    def network(make, *arguments):
+        try:
+            return make(*arguments, args.device)
+        except scores.Missing as error:
+            if args.features and make is scores.extractor:
+                raise BadInput(f"--features: {error}") from None
+            if distributed.RANK == 0:
+                print(f"left out: {error}", file=sys.stderr)
+
+    lpips = network(scores.lpips_network) if args.perceptual else None
+    names = args.features or (scores.RULERS if args.perceptual else ())
+    rulers = {Path(name).stem: network(scores.unet_features, eps_model) if name == "unet"
+              else network(scores.extractor, name) for name in names}
+    return lpips, {ruler: features for ruler, features in rulers.items() if features}
+
+
+@torch.no_grad()
+def announce(args, images, holes, chosen, rulers, eps_model):
+    """Say what is to do and about how long it takes, by the time that the networks take for a few
+    images; methods without a network are not timed."""
+    n, sets = min(len(images), args.batch if "cuda" in args.device else 2), len(images) * len(holes)
+    x, t = data.to_float(images[:n]).to(args.device), torch.zeros(n, dtype=torch.int64)
+
+    def seconds(network, *arguments):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=args.bf16):
+            network(*arguments).cpu()                                            # warm
+            begun = time.perf_counter()
+            network(*arguments).cpu()                                            # and waits for it
+        return (time.perf_counter() - begun) / n
+
+    samples = {name: args.samples if method.DRAWS else 1 for name, method in chosen.items()}
+    calls = sum(sets * samples[name] * method.CALLS for name, method in chosen.items())
+    fills = sets * (sum(samples.values()) + len(args.read))
+    total = calls and calls * seconds(eps_model, x, t.to(args.device), torch.ones_like(x[:, :1]))
+    total += sum(fills * seconds(features, images[:n]) for features in rulers.values())
+    total /= distributed.WORLD_SIZE
+    told = (f"{total:.0f} s" if total < 99 else f"{total / 60:.0f} min" if total < 6_000 else
+            f"{total / 3_600:.0f} h")
+    families = ", ".join(f"{mask} {100 * hole.mean():.0f} %" for mask, hole in holes.items())
+    print(f"to do: {len(images)} images of {args.size}×{args.size} × {len(holes)} kinds of holes "
+          f"({families} of the image) × {len(args.methods)} methods ({', '.join(args.methods)}), "
+          f"{args.samples} samples of those that draw; {calls:,} network calls"
+          + "".join(f", features by {ruler}" for ruler in rulers) +
+          f": about {told}" * bool(total) + ", and what methods without a network take",
+          file=sys.stderr)
+
+
+def finish(args, images, holes, real):
     """From all the parts, the results."""
     found = collect(args, len(images))
     versions = {"Python": platform.python_version(), "torch": torch.__version__,
                 "torchmetrics": torchmetrics.__version__,
                 "device": torch.cuda.get_device_name() if "cuda" in args.device else "CPU",
                 "processes": distributed.WORLD_SIZE, "threads each": torch.get_num_threads()}
-    results = summarize(args, images, found, features)
+    results = summarize(args, images, found, real)
     tables = report.text(args, images, found, results, versions)
     report.write(args, images, holes, found, results, tables, versions)
     print(tables)

@@ -17,22 +17,28 @@ COLUMNS = {"psnr_hole": ("PSNR hole", 2), "psnr_hole_mean": ("mean of K", 2),
            "l1": ("L1", 1), "lpips": ("LPIPS", 3), "crps": ("CRPS", 1), "diversity": ("spread", 1)}
 
 
+def scored(values):
+    """The names of all the scores of single images; a CRPS of every ruler's features is one."""
+    return [*scores.SCORES, *(key for key in values if key.startswith("crps_"))]
+
+
 def means(values):
     """Of some images' scores: every mean with its interval, spread/skill, calls and seconds."""
     samples = int(values["samples"][0])
     return {"samples": samples, "calls": values["calls"][0],
             "seconds": np.median(values["seconds"]), "scoring": np.median(values["scoring"]),
             "spread_skill": scores.spread_skill(values["variance"], values["error"], samples),
-            **{key: scores.interval(values[key]) for key in scores.SCORES}}
+            **{key: scores.interval(values[key]) for key in scored(values)}}
 
 
 def by_area(args, found):
-    """Likewise by the hole's area in tenths, whatever its family."""
+    """Likewise by the hole's area in tenths, (0, 0.1], (0.1, 0.2], …, whatever its family: the bins
+    of Liu et al. 2018, which end at 0.6, and beyond."""
     results = []
     for name in args.methods:
         several = [found[mask, name] for mask in args.masks]
         values = {key: np.concatenate([v[key] for v in several]) for key in several[0]}
-        tenth = (np.ceil(values["area"] * 10) - 1).clip(0).astype(int)
+        tenth = (np.ceil((values["area"] * 10).round(5)) - 1).clip(0).astype(int)
         for i in np.unique(tenth):
             chosen = {key: value[tenth == i] if len(value) == len(tenth) else value
                       for key, value in values.items()}
@@ -41,50 +47,57 @@ def by_area(args, found):
     return sorted(results, key=lambda result: int(result["mask"].split("–")[0]))
 
 
-def table(results, features="", suffix=""):
-    """Markdown: a line a mask and method, every mean with half its interval."""
-    fd, kd = (f"FD({features})", f"KD({features})") if features else ("FID", "KID")
-    heads = ["mask", "method", "n", *(head for head, _ in COLUMNS.values())]
-    if not suffix:
-        heads += ["spread/skill", fd, f"{kd} × 1000", "calls", "s/sample"]
+def table(results, rulers=(), suffix=""):
+    """Markdown: a line a mask and method, every mean ± the longer side of its interval, so that
+    the 95 % are within; both ends are in results.json."""
+    columns = COLUMNS | {f"crps_{ruler}": (f"CRPS({ruler})", 4) for ruler in rulers}
+    heads = ["mask", "method", "n", *(head for head, _ in columns.values())]
+    others = {"spread_skill": ("spread/skill", 1, 2)}
+    for ruler in rulers:
+        fd, kd = ("FID", "KID") if ruler == "inception" else (f"FD({ruler})", f"KD({ruler})")
+        others |= {f"fd_{ruler}": (fd, 1, 2), f"kd_{ruler}": (f"{kd} × 1000", 1000, 2)}
+    others |= {"calls": ("calls", 1, 0), "seconds": ("s/sample", 1, 3)}
+    others = {} if suffix else others
+    heads += [head for head, _, _ in others.values()]
 
     def cell(value, digits):
         mean, low, high = value if isinstance(value, tuple) else (value, math.nan, math.nan)
-        half = "" if math.isnan(high - low) else f" ± {(high - low) / 2:.{digits}f}"
-        return "–" if math.isnan(mean) else f"{mean:.{digits}f}{half}"
+        side = max(high - mean, mean - low)
+        told = "" if math.isnan(side) else f" ± {side:.{digits}f}"
+        return "–" if math.isnan(mean) else f"{mean:.{digits}f}{told}"
 
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for r in results:
         cells = [cell(r.get(key + suffix, math.nan), digits)
-                 for key, (_, digits) in COLUMNS.items()]
-        if not suffix:
-            cells += [cell(r.get(key, math.nan) * factor, digits) for key, factor, digits in
-                      (("spread_skill", 1, 2), ("fd", 1, 2), ("kd", 1000, 2), ("calls", 1, 0),
-                       ("seconds", 1, 3))]
+                 for key, (_, digits) in columns.items()]
+        cells += [cell(r.get(key, math.nan) * factor, digits)
+                  for key, (_, factor, digits) in others.items()]
         lines.append("| " + " | ".join([r["mask"], r["method"], str(r["n"]), *cells]) + " |")
     return "\n".join(lines)
 
 
 def text(args, images, found, results, versions):
     """All tables as one text that says what was scored."""
-    features = Path(args.features).stem if args.features else ""
     scoring = max(np.median(values["scoring"]) for values in found.values())
-    real = next((r for r in results if "n_real" in r), None)
+    real, rulers = next((r for r in results if "n_real" in r), None), ()
     lines = [f"{len(images)} images of the {args.split} split, {args.size}×{args.size} (crop "
              f"{args.crop}), the same holes for all, seed {args.seed}; K = {args.samples} samples "
              f"of {args.steps} steps of a method that draws. Scores of the "
-             "composite, known pixels exact, in 8 bits; means over images ± half a 95 % interval "
-             "(bootstrap-t); L1, CRPS and spread in the hole, of 255."]
+             "composite, known pixels exact, in 8 bits; means over images ± the longer side of "
+             "a 95 % interval (bootstrap-t); L1, CRPS and spread in the hole, of 255."]
     if real:
-        lines[0] += (f" {'FD' if features else 'FID'} against {real['n_real']} real images "
-                     f"({args.reference}); the row real is their distance to other real images.")
-    lines += ["", table(results, features)]
+        what = "training images" if args.reference == "train" else "scored images themselves"
+        lines[0] += (f" Distances of the first samples are to the {real['n_real']} {what}; the row "
+                     "real is theirs to other real images. CRPS(…) is the mean over a "
+                     "network's features.")
+        rulers = [key.removeprefix("fd_") for key in real if key.startswith("fd_")]
+    lines += ["", table(results, rulers)]
     if len(args.methods) > 1:
         lines += ["", f"Paired differences to {args.methods[0]}, image by image:", "",
                   table([r for r in results if r["method"] not in (args.methods[0], "real")],
-                        suffix="_minus_first")]
+                        rulers, suffix="_minus_first")]
     if args.by_area:
-        lines += ["", "By the hole's area:", "", table(by_area(args, found), features)]
+        lines += ["", "By the hole's area:", "", table(by_area(args, found))]
     hardware = ", ".join(f"{key} {value}" for key, value in versions.items())
     lines += ["", f"Beside the filling, scoring took {1e3 * scoring:.1f} ms an image and method, "
                   f"{1 / scoring:.0f} a second in a process. {hardware}"]
@@ -95,7 +108,7 @@ def write(args, images, holes, found, results, tables, versions):
     out = Path(args.out)
     with atomic_write(out / "scores.csv") as half, open(half, "w", newline="") as file:
         writer = csv.writer(file)
-        keys = [*scores.SCORES, "variance", "error", "area"]
+        keys = [*scored(next(iter(found.values()))), "variance", "error", "area"]
         writer.writerow(["image", "mask", "method", *keys])
         for (mask, name), values in found.items():
             rows = zip(*(values[key] for key in keys), strict=True)
@@ -111,8 +124,8 @@ def write(args, images, holes, found, results, tables, versions):
               provenance(args.weights, args.seed))
     with atomic_write(out / "table.md") as half:
         half.write_text(tables + "\n")
-    for scored in (out / "parts").glob("*.npz"):                 # before the settings: a removal
-        scored.unlink()                                          # that is cut off can be resumed
+    for part in (out / "parts").glob("*.npz"):                   # before the settings: a removal
+        part.unlink()                                            # that is cut off can be resumed
     shutil.rmtree(out / "parts")
 
 

