@@ -3,6 +3,7 @@ import itertools
 import json
 import math
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -18,7 +19,7 @@ from helpers import save_weights
 from tools import figures
 from unet import timestep_embedding
 
-SHIPPED = figures.Path(figures.__file__).parents[1] / "docs" / "figures"
+SHIPPED = Path(figures.__file__).parents[1] / "docs" / "figures"
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +70,10 @@ def bytes_of(image):
 
 
 def test_all_of_them_are_drawn_and_none_is_blank(command, tmp_path):
-    assert command()[0] == 0
-    files = {file.stem: file for file in (tmp_path / "docs/figures").iterdir()}
+    status, printed, _ = command()
+    assert status == 0 and [path.name for path in tmp_path.iterdir()] == ["out"]
+    files = {file.stem: file for file in (tmp_path / "out/figures").iterdir()}
+    assert [*map(tmp_path.joinpath, printed.splitlines())] == [files[n] for n in figures.FIGURES]
     assert set(files) == set(figures.FIGURES)
     for name, file in files.items():
         with Image.open(file) as image:
@@ -90,6 +93,39 @@ def test_those_named_are_drawn_and_do_not_depend_on_the_others(command, tmp_path
     assert command("step", "--out", "b")[0] == 0
     assert {file.name for file in (tmp_path / "a").iterdir()} == {"jump.png", "step.png"}
     assert (tmp_path / "a/step.png").read_bytes() == (tmp_path / "b/step.png").read_bytes()
+
+
+def test_a_draw_that_fails_keeps_the_picture_that_was_there(command, tmp_path, monkeypatch):
+    """A figure and the film: in the drawing, in the saving, half of the file being written."""
+    assert command("linear", "animation", "--out", ".")[0] == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"linear.png", "animation.gif"}
+
+    save = figures.Image.Image.save
+
+    def half(image, file, *args, **options):
+        if not isinstance(file, Path):
+            return save(image, file, *args, **options)           # matplotlib's, in memory
+        file.write_bytes(b"half")
+        raise OSError("no space left")
+
+    def fail(*_, **__):
+        raise ValueError("drawn wrong")
+
+    for name, place, what, error in [("linear", figures.Image.Image, "save", half),
+                                     ("animation", figures.Image.Image, "save", half),
+                                     ("linear", figures.Figure, "savefig", fail),
+                                     ("linear", figures, "curves", fail),
+                                     ("animation", figures.ImageDraw, "Draw", fail)]:
+        with monkeypatch.context() as patch:
+            patch.setattr(place, what, error)
+            if error is half:
+                status, printed, err = command(name, "--out", ".")
+                assert status == 2 and not printed and "what was there before is kept" in err
+            else:
+                with pytest.raises(ValueError, match="drawn wrong"):
+                    command(name, "--out", ".")
+        assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("argv, said", [

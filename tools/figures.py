@@ -1,7 +1,8 @@
 """Every picture of the course, drawn by the code that it is about.
 
-    python -m tools.figures                       # all of them, into docs/figures/: a few minutes
-    python -m tools.figures masks schedules       # those named
+    python -m tools.figures                         # all of them, into out/figures/: a few minutes
+    python -m tools.figures masks schedules         # those named
+    python -m tools.figures --out docs/figures      # renew the README's
 
 The photograph is the public-domain astronaut of inpaint.py; other faces are data.synthetic's.
 t counts from 1 here, as in the papers: x_t has seen t steps of noise, x_0 none.
@@ -525,22 +526,25 @@ def quality_against_calls(course, fig):
 
 
 def write(drawn, path):
-    """A Figure as a PNG of 256 colours, frames as a GIF."""
+    """A Figure as a PNG of 256 colours, frames as a GIF; returns the file's path. If that fails,
+    the picture that was there is kept."""
     if isinstance(drawn, list):
-        with atomic_write(path.with_suffix(".gif")) as half:
+        path = path.with_suffix(".gif")
+        with atomic_write(path) as half:
             drawn[0].save(half, "GIF", save_all=True, append_images=drawn[1:], duration=150, loop=0)
-        return
-    buffer = io.BytesIO()
+        return path
+    path, buffer = path.with_suffix(".png"), io.BytesIO()
     drawn.savefig(buffer, format="png")
-    with atomic_write(path.with_suffix(".png")) as half:
+    with atomic_write(path) as half:
         Image.open(buffer).convert("RGB").quantize(256).save(half, "PNG", optimize=True)
+    return path
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("names", nargs="*", metavar="name", help="none: all of " + ", ".join(FIGURES))
-    add("--out", default="docs/figures", help="folder for the pictures")
+    add("--out", default="out/figures", help="folder for the pictures")
     add("--weights", default=inpaint.WEIGHTS, help="a weights.pt or checkpoint.pt of train.py's")
     args = parser.parse_args()
     for name in args.names:
@@ -552,7 +556,7 @@ def main():
         for name in names:
             names.set_postfix_str(name)
             torch.manual_seed(0)                       # a figure does not depend on those before
-            write(FIGURES[name](course), out / name)
+            names.write(str(write(FIGURES[name](course), out / name)))
 
 
 if __name__ == "__main__":
