@@ -254,7 +254,6 @@ def unseen(args, images):
     return train
 
 
-<<<<<<< HEAD
 def leave_out_learners(args, chosen, images):
     """Of the default methods, those that could only learn from what is scored, or from nothing."""
     learners = [name for name in chosen if not hasattr(chosen[name], "inpaint")]
@@ -266,9 +265,6 @@ def leave_out_learners(args, chosen, images):
             print(f"{', '.join(learners)} left out: {error}", file=sys.stderr)
 
 
-def training_images(args):
-    return data.load(args.train or args.data, "train", args.size, args.crop, None, args.cache)
-=======
 def among(images, others):
     """Of every one of the others, whether it is one of the images."""
     known = {image.tobytes() for image in images.numpy()}
@@ -324,7 +320,6 @@ def cached_features(args, ruler, features, what, images):
 def distances(ruler, real, fake):
     return {f"fd_{ruler}": scores.frechet(real, fake), f"kd_{ruler}": scores.kernel(real, fake),
             "n_real": len(real)}
->>>>>>> 333408668490e103f82ce0d8c21f1748412df5dd
 
 
 # ---- results ---------------------------------------------------------------------------------
@@ -445,18 +440,9 @@ def main():
         holes = make_holes(args, len(images))
         chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16)
                   for name in args.methods if name not in args.read}
-<<<<<<< HEAD
         if not (args.named or args.read):
             leave_out_learners(args, chosen, images)
-        lpips = network(scores.lpips_network, args.device) if args.perceptual else None
-        features = None
-        if args.features == "unet":
-            features = scores.unet_features(eps_model, args.device)
-        elif args.perceptual or args.features:
-            features = network(scores.extractor, args.features, args.device)
-=======
         lpips, rulers = find_networks(args, eps_model)
->>>>>>> 333408668490e103f82ce0d8c21f1748412df5dd
         with lock_folder(args.out) if distributed.RANK == 0 else contextlib.nullcontext():
             with distributed.first():
                 if distributed.RANK == 0:
