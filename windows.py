@@ -19,7 +19,7 @@ import data
 
 CONTEXT = 3         # the side of a window, in extents of its part of the hole
 FINEST = 10         # a face's window serves holes of at least a tenth of its side
-THINNEST = 1.5      # pixels, the least thickness of a hole in the network's image
+THINNEST = 3        # pixels, the least thickness of a hole in the network's image
 
 
 def plan(hole, size, face=None):

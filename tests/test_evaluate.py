@@ -701,20 +701,20 @@ def test_features_of_real_images_are_computed_once(command, monkeypatch):
 
 
 def test_without_other_images_there_is_no_row_of_real_ones(command, faces):
-    (Path("test")).mkdir()
+    Path("celeba").mkdir()
     for i, face in enumerate(data.synthetic(4, SIZE).numpy()):
-        Image.fromarray(face).save(f"test/{190_000 + i}.png")                 # of the test split
+        Image.fromarray(face).save(f"celeba/{190_000 + i}.png")               # of the test split
     words = ("--features", "colours.pt", "--masks", "center", "--methods", "masked", "--data",
-             "test")
+             "celeba")
     assert command(*words)[0] == 0
     assert [r["method"] for r in results()["results"]] == ["masked"]
     assert results()["results"][0]["fd_colours"] > 0
     answer = command(*words, "--reference", "train")
     assert answer[0] == 2 and "no image of the train split" in answer[2]
-    shutil.copytree("test", "train")
-    Image.fromarray(data.synthetic(9, SIZE).numpy()[8]).save("train/000001.png")
-    Path("train/190000.png").rename("train/000002.png")                       # scored, too
-    command(*words, "--train", "train")
+    shutil.copytree("celeba", "celeba_train")
+    Image.fromarray(data.synthetic(9, SIZE).numpy()[8]).save("celeba_train/000001.png")
+    Path("celeba_train/190000.png").rename("celeba_train/000002.png")         # scored, too
+    command(*words, "--train", "celeba_train")
     assert [r["n"] for r in results()["results"]] == [4, 1]
 
 
