@@ -344,7 +344,7 @@ def summarize(args, images, found, real):
 # ---- the command -----------------------------------------------------------------------------
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add, listed = parser.add_argument, lambda text: list(dict.fromkeys(text.split(",")))
     add("--data", nargs="+", default=["synthetic"], metavar="PATH", help="images, as for train.py")
     add("--train", nargs="+", metavar="PATH", help="training images, for methods that learn from "

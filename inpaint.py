@@ -27,7 +27,7 @@ import masks
 import methods
 import windows
 from support.cli import BadInput, check_range, device, one_line, run
-from support.files import provenance, write_png
+from support.files import lock_folder, provenance, write_png
 from support.foreign import local
 from support.photographs import Holes, Photograph, find
 from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
@@ -203,7 +203,7 @@ def check_out(args):
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("images", nargs="*", help="photographs, or folders of them; none: the astronaut")
     add("--mask", default="irregular", help="a mask file, white (from 128 of 255) = to be filled; "
@@ -213,7 +213,7 @@ def parse():
     add("--grow", type=int, default=0, metavar="PIXELS", help="widen every hole, so that no rim of "
         "what it is to remove is left")
     add("--face", type=int, nargs=3, metavar=("LEFT", "TOP", "SIDE"), help="the square, in pixels, "
-        "that shows the face as CelebA does: eyes at half its height, a third of its width apart")
+        "that shows the face as CelebA does: eyes at half its height, 0.28 of its width apart")
     add("--method", help=", ".join(methods.METHODS) + ", or a file of your own; default: keep, or "
         "pigdm with weights that know no hole")
     add("--train", nargs="+", metavar="PATH", help="training images, for a method that learns from "
@@ -254,31 +254,41 @@ def main():
         method.inpaint = method.fit(data.load(args.train, size=size))
     holes = Holes(args.mask, size, args.seed, args.invert, args.grow)
     check_out(args)
-    out, metadata = Path(args.out), provenance(args.weights, args.seed)
-    out.mkdir(parents=True, exist_ok=True)
-
-    begun, failed, size = time.time(), [], None if method.ANY_SIZE else size
+    failed = []
     jobs = read_each(photographs, holes, failed)
     jobs = jobs if len(photographs) > 1 else [*jobs]              # a mistake is told at once
-    work = -(-samples // args.batch) * max(method.CALLS, 1)       # steps of the bar for a window
-    with tqdm(total=len(photographs) * work, desc="inpainting", unit=" calls") as bar:
-        for name, photograph, hole in jobs:
-            done, number = bar.n, max(1, len(windows.plan(hole, size or OWN, args.face)))
-            bar.total += (number - 1) * work
-            fills, views = complete(method.inpaint, photograph.rgb, hole, size, samples, args.seed,
-                                    args.device, args.batch, args.face)
-            bar.update(done + number * work - bar.n)
-            if not any(part.any() for _, _, part, _ in views):
-                tqdm.write(f"{name}: the hole is " + (
-                    "too thin for the network, and blurred over" if hole.any() else
-                    "empty, nothing to do; the image is copied"))
-            write_results(out, name, photograph, hole, fills, views, metadata)
+    begun, size = time.time(), None if method.ANY_SIZE else size
+    with lock_folder(args.out), tqdm(total=len(photographs) * calls(method, samples, args.batch),
+                                     desc="inpainting", unit=" calls") as bar:
+        for job in jobs:
+            fill_one(args, method, size, samples, bar, *job)
     holes.report_unused()
     count = len(photographs) - len(failed)
     print(f"{count} image{'s' * (count != 1)} × {samples} fill{'s' * (samples > 1)}, seed "
-          f"{args.seed}, {method.CALLS} network calls a fill, {time.time() - begun:.1f} s: {out}/")
+          f"{args.seed}, {method.CALLS} network calls a fill, {time.time() - begun:.1f} s: "
+          f"{Path(args.out)}/")
     if failed:
         raise BadInput(f"{len(failed)} of {len(photographs)} images were not filled, as said above")
+
+
+def calls(method, samples, batch):
+    """Steps of the progress bar for a window: its calls of the network, or 1 without a network."""
+    return -(-samples // batch) * max(method.CALLS, 1)
+
+
+def fill_one(args, method, size, samples, bar, name, photograph, hole):
+    """Fill a photograph's hole and write the results, moving the bar along."""
+    done, work = bar.n, calls(method, samples, args.batch)
+    work *= max(1, len(windows.plan(hole, size or OWN, args.face)))
+    bar.total += work - calls(method, samples, args.batch)
+    fills, views = complete(method.inpaint, photograph.rgb, hole, size, samples, args.seed,
+                            args.device, args.batch, args.face)
+    bar.update(done + work - bar.n)
+    if not any(part.any() for _, _, part, _ in views):
+        bar.write(f"{name}: the hole is " + ("too thin for the network, and blurred over"
+                  if hole.any() else "empty, nothing to do; the image is copied"))
+    write_results(Path(args.out), name, photograph, hole, fills, views,
+                  provenance(args.weights, args.seed))
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def draw_samples(args, ddpm, ema):
 
 def parse(argv=None):
     """As `runs.parse`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     runs.add_flags(parser, out="runs/celeba64")
     add = parser.add_argument
     add("--init", metavar="FILE", help="start from these weights wherever names and shapes agree")
@@ -198,7 +198,8 @@ def parse(argv=None):
     args, checkpoint = runs.parse(parser, argv)
     check_range(args, 1, 10 ** 9, "steps", "warmup", "every")
     check_range(args, 1, 10 ** 6, "batch", "T")
-    check_range(args, 1, 10 ** 4, "size", "patch", "widths", "blocks")
+    check_range(args, 1, runs.LARGEST, "size")
+    check_range(args, 1, 10 ** 4, "patch", "widths", "blocks")
     check_range(args, 0, 0.999999, "ema")
     check_range(args, 0, 100, "lr_adamw")
     if args.batch % distributed.WORLD_SIZE:

@@ -95,6 +95,9 @@ class UNet(nn.Module):
         if size % (patch * 2 ** (len(widths) - 1)):
             raise ValueError(f"a size of {size} cannot be cut into patches of {patch} and halved "
                              f"{len(widths) - 1} times")
+        if size // patch // 2 ** (len(widths) - 1) < 2:
+            raise ValueError(f"a size of {size} ends in maps of one pixel, which cannot be "
+                             "normalized")
         self.patch, self.time_width = patch, widths[0]
         time_dim = 4 * widths[0]
         self.time = nn.Sequential(nn.Linear(widths[0], time_dim), nn.SiLU(),

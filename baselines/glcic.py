@@ -248,7 +248,7 @@ inpaint = load(WEIGHTS / "glcic.pt")
 
 def parse(argv=None):
     """As `runs.parse`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("command", choices=["train"], help="--steps: 18%% are phase one, 2%% phase two")
     runs.add_flags(parser, out="runs/glcic")

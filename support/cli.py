@@ -16,11 +16,15 @@ class BadInput(Exception):
 def run(main, memory="--batch"):
     """Call main() as a command. BadInput and the system's refusals (disk full, no permission) print
     one line and exit with 2; so does a lack of memory, naming the flags in `memory` to lower.
-    Ctrl-C exits with 130."""
+    Ctrl-C exits with 130; a reader that closes the pipe, as head does, ends it quietly."""
+    repair_streams()
     try:
         main()
+        sys.stdout.flush()
     except Exception if os.environ.get("DEBUG") else ():
         raise
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)              # nothing is left to flush into
     except (BadInput, OSError) as error:
         refuse(error)
     except (MemoryError, RuntimeError) as error:
@@ -31,6 +35,20 @@ def run(main, memory="--batch"):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def repair_streams():
+    """Make printing safe: characters that the terminal's encoding lacks are escaped; of standard
+    output and error, one that is closed (2>&-) gives way to the other. What is closed is opened on
+    nothing first, so that no file of ours is taken for it."""
+    while (place := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(place)
+    sys.stdout = sys.stdout or sys.stderr or open(os.devnull, "w")
+    sys.stderr = sys.stderr or sys.stdout
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def refuse(error):

@@ -72,7 +72,7 @@ def export(out, weights, title):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--weights", default=WEIGHTS, help="of train.py's")
     parser.add_argument("--title", default="Inpainting by denoising diffusion", help="of the card")

@@ -159,11 +159,14 @@ def rebuild(network, settings, tensors):
 
 
 def check_finite(path, tensors):
-    """Refuse weights with a NaN or an infinity: one is enough to fill every hole with black."""
-    bad = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    """Refuse weights with a complex number, or with a NaN or an infinity: one is enough to fill
+    every hole with black."""
+    bad = next((name for name, tensor in tensors.items()
+                if tensor.is_complex() or not tensor.isfinite().all()), None)
     if bad:
-        raise BadInput(f"{path}: {bad} is NaN or infinite somewhere: the training diverged, or the "
-                       "file is damaged; use an earlier checkpoint, or download it again")
+        raise BadInput(f"{path}: {bad} is complex, NaN or infinite somewhere: the training "
+                       "diverged, or the file is damaged; use an earlier checkpoint, or download "
+                       "it again")
 
 
 def no_pipe(path):

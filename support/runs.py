@@ -32,6 +32,7 @@ from support.files import (
 from unet import UNet
 
 WEIGHTS = ROOT / "weights" / "celeba64.pt"
+LARGEST = 1024          # pixels, the side of a network's images: a fill takes about 4 GB there
 OURS = "weights that train.py wrote"
 WEIGHTS_HELP = ("a weights.pt or checkpoint.pt of train.py's; a guided-diffusion .pt; or a folder, "
                 "or owner/name on the hub, in diffusers' format")
@@ -204,7 +205,7 @@ def load_weights(path=WEIGHTS, device="cpu"):
     with reading(path, OURS, "no such file"):
         settings, ema = checkpoint["settings"], checkpoint["ema"]
         layers = settings["unet"]["blocks"] * len(settings["unet"]["widths"])
-        if not (1 <= settings["T"] <= 10 ** 6 and 1 <= settings["unet"]["size"] <= 10 ** 4
+        if not (1 <= settings["T"] <= 10 ** 6 and 1 <= settings["unet"]["size"] <= LARGEST
                 and 1 <= layers <= len(ema)):
             raise ValueError("settings out of range")
         net = rebuild(UNet, settings["unet"], ema).eval().requires_grad_(False)

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,7 @@ from helpers import (
     less_memory,
     life,
     logged,
+    photograph,
     photographs,
     refused,
     short_or_long,
@@ -278,3 +280,47 @@ def test_debug_shows_the_traceback_behind_a_line(tmp_path, monkeypatch, weights)
     monkeypatch.setenv("DEBUG", "1")
     status, said = life(inpaint.main, *argv)
     assert status and "Traceback" in said and "open_image" in said
+
+
+# ---- streams -----------------------------------------------------------------------------------
+
+FILL = [sys.executable, ROOT / "inpaint.py", "face.png", "--steps", "2", "--samples", "1",
+        "--device", "cpu", "--weights"]
+
+
+def shell(tmp_path, weights, end, environment=None, **options):
+    photograph(tmp_path / "face.png")
+    words = shlex.join(map(str, [*FILL, weights]))
+    return subprocess.run(["bash", "-c", f"set -o pipefail; {words} {end}"], cwd=tmp_path, text=True,
+                          capture_output=True, env={**os.environ, **(environment or {})},
+                          timeout=600)
+
+
+def test_a_closed_screen_is_not_silence(tmp_path, weights):
+    answer = shell(tmp_path, weights, "--mask nowhere.png 2>&-")
+    assert answer.returncode == 2 and "nowhere.png" in answer.stdout
+    assert shell(tmp_path, weights, "--mask center >&- 2>&-").returncode == 0
+    assert (tmp_path / "out/face_0.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_reader_that_leaves_is_not_an_error(tmp_path, weights):
+    answer = shell(tmp_path, weights, "--mask center | true")
+    assert answer.returncode == 0 and "Traceback" not in answer.stderr
+    assert (tmp_path / "out/face_0.png").exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "inpaint.py", "evaluate.py"])
+def test_help_in_an_encoding_that_lacks_its_characters_and_without_docstrings(script):
+    words = [sys.executable, "-OO", ROOT / script, "--help"]
+    answer = subprocess.run(words, capture_output=True, timeout=600,
+                            env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert answer.returncode == 0 and b"--seed" in answer.stdout
+
+
+def test_two_fills_into_one_folder(tmp_path, weights, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photograph(tmp_path / "face.png")
+    argv = ("face.png", "--steps", 2, "--samples", 1, "--weights", weights, "--device", "cpu")
+    with files.lock_folder("out"):
+        assert refused(life(inpaint.main, *argv), "another process is at work there")
+    assert life(inpaint.main, *argv)[0] == 0

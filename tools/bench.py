@@ -114,7 +114,7 @@ def profile(step, device, steps=5, most=6):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add, cuda = parser.add_argument, torch.cuda.is_available()
     add("--batch", type=int, default=16)
     add("--size", type=int, default=64, help="side of the images, pixels")

@@ -541,7 +541,7 @@ def write(drawn, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("names", nargs="*", metavar="name", help="none: all of " + ", ".join(FIGURES))
     add("--out", default="out/figures", help="folder for the pictures")
