@@ -18,6 +18,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import support.threads
+
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -17,6 +17,8 @@ import copy
 import sys
 from pathlib import Path
 
+import support.threads
+
 import torch
 from PIL import Image
 

@@ -28,6 +28,8 @@ import argparse
 import functools
 from pathlib import Path
 
+import support.threads
+
 import torch
 import torch.nn.functional as F
 from PIL import Image

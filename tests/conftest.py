@@ -4,6 +4,8 @@ import sys
 import threading
 import time
 
+import support.threads
+
 import hypothesis
 import pytest
 import torch

@@ -17,6 +17,8 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import support.threads
+
 import numpy as np
 import torch
 from PIL import Image
