@@ -8,7 +8,8 @@ import pytest
 from helpers import ROOT
 
 COMMANDS = sorted(".".join(path.relative_to(ROOT).with_suffix("").parts)
-                  for path in [*ROOT.glob("*.py"), *ROOT.glob("[bst]*/*.py")]
+                  for folder in (".", "baselines", "support", "tools")
+                  for path in (ROOT / folder).glob("*.py")
                   if '__name__ == "__main__"' in path.read_text())
 ASK = """
 import importlib, os, sys
