@@ -96,10 +96,10 @@ class Matcher:
     def uniform(self):
         """Random numbers in [0, 1), [B, 2, H', W'], each image's from its own generator."""
         B, height, width = self.valid.shape
-        if not isinstance(self.generator, (list, tuple)):
-            return torch.rand(B, 2, height, width, generator=self.generator).to(self.valid.device)
-        drawn = [torch.rand(2, height, width, generator=g) for g in self.generator]
-        return torch.stack(drawn).to(self.valid.device)
+        own = isinstance(self.generator, (list, tuple))
+        drawn = [torch.rand(n, 2, height, width, generator=g, device=g.device if g else "cpu")
+                 for n, g in ([(1, g) for g in self.generator] if own else [(B, self.generator)])]
+        return torch.cat(drawn).to(self.valid.device)
 
     def initialize(self):
         """(1) Every match a random known patch."""

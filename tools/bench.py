@@ -43,7 +43,7 @@ def works(args, net, x0, hole, plain=False):
     `plain`: in float32, not compiled, optimizer and moving average a parameter at a time."""
     ddpm = DDPM(rescaled_betas().to(x0.device), "v", clip=True)
     t = torch.full((len(x0),), 150, device=x0.device)
-    ema, generator = copy.deepcopy(net).requires_grad_(False), torch.Generator(x0.device)
+    ema, generator = copy.deepcopy(net).requires_grad_(False), torch.Generator()
     matrices, others = muon.split(net)
     optimizers = [muon.Muon(matrices, lr=1e-4),
                   torch.optim.AdamW(others, lr=1e-4, fused=not plain, foreach=False)]
