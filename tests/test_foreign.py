@@ -13,7 +13,7 @@ import masks
 import methods
 import scores
 from ddpm import randn_like
-from helpers import Evil, little_memory_and_time
+from helpers import Evil, little_memory_and_no_hang
 from support import export, foreign
 from support.cli import BadInput
 from support.guided_diffusion import ADM
@@ -77,7 +77,7 @@ def test_a_chain_is_diffusers_own(folder, prediction, betas, kind, eta):
 def test_what_is_not_understood_is_refused_by_name(folder, change, said):
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with little_memory_and_time(), pytest.raises(BadInput, match=said):
+    with little_memory_and_no_hang(), pytest.raises(BadInput, match=said):
         load_weights(folder)
 
 
@@ -105,7 +105,7 @@ def test_guided_diffusions_networks_fill_and_keep_the_known_pixels(tmp_path):
     (lambda t: t.pop("out.2.weight"), "guided-diffusion")])
 def test_hostile_guided_diffusion_files_are_one_line(tmp_path, change, said):
     path = guided(tmp_path / "g.pt", change)
-    with little_memory_and_time(), pytest.raises(BadInput, match=said):
+    with little_memory_and_no_hang(), pytest.raises(BadInput, match=said):
         load_weights(path)
 
 
