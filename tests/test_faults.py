@@ -27,6 +27,7 @@ import train
 from ddpm import DDPM
 from helpers import (
     COMMANDS,
+    HANG,
     ROOT,
     SCORED,
     STATE,
@@ -153,7 +154,7 @@ def test_a_second_process_in_the_same_folder_is_refused_and_a_killed_one_leaves_
         with files.lock_folder(tmp_path / "out"):
             (tmp_path / "out" / ".weights.pt.123.tmp").write_text("half")
             os.write(go, b".")
-            time.sleep(60)
+            time.sleep(HANG)
         os._exit(0)
     os.read(ready, 1)
     assert refused(life(main, *argv), "another process is at work there")
