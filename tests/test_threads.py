@@ -1,4 +1,4 @@
-"""Every command tells OpenMP that waiting threads sleep, before torch reads it."""
+"""Every command has OpenMP's waiting threads sleep, before torch reads it, and starts quickly."""
 import os
 import subprocess
 import sys
@@ -38,3 +38,11 @@ def test_threads_that_wait_sleep_in_every_command_and_in_the_tests(module):
 
 def test_a_users_own_setting_wins():
     assert policy("train", OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
+
+
+def test_weights_are_loaded_without_what_only_compilers_need():
+    """sympy takes a second to import, and much of torch that looks harmless imports it."""
+    ask = "import sys; from support import runs; runs.load_weights(); print('sympy' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout.strip()
+    assert said == "False"
