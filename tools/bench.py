@@ -170,12 +170,12 @@ def measure(args, rows):
 
 def main():
     args = parse()
-    print("making networks and pictures", file=sys.stderr)
     n, layout = (1024, None) if args.device == "cpu" else (8192, torch.channels_last)
     try:
         net = UNet(args.size, 2, args.widths).to(args.device, memory_format=layout)
     except ValueError as error:
         raise BadInput(f"{error}: change --size or --widths") from None
+    print("making networks and pictures", file=sys.stderr)
     x0 = data.to_float(data.synthetic(args.batch, args.size)).to(args.device)
     hole = masks.mixture(args.batch, args.size, torch.Generator().manual_seed(0), args.device)
     flops = args.batch * peers.operations(net, args.size, backward=True)
