@@ -32,8 +32,9 @@ class DDPM:
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction is one of {PREDICTIONS}, not {prediction!r}")
         self.betas = betas.double()
-        self.alphas_bar = torch.cumprod(1 - self.betas, dim=0)
-        self.T = len(betas)
+        alphas_bar = torch.cumprod(1 - self.betas, dim=0)
+        self.table = torch.cat([alphas_bar, alphas_bar.new_ones(1)])    # ᾱ_{-1} = 1 stands last
+        self.alphas_bar, self.T = self.table[:-1], len(betas)
         self.prediction, self.clip = prediction, clip
 
     def beta(self, t, x):
@@ -41,9 +42,8 @@ class DDPM:
         return self.betas.to(x.device)[t].to(x.dtype).reshape(-1, 1, 1, 1)
 
     def alpha_bar(self, t, x):
-        """ᾱ_t likewise; ᾱ_{-1} = 1, so it stands last in the table."""
-        table = torch.cat([self.alphas_bar, self.alphas_bar.new_ones(1)])
-        return table.to(x.device)[t].to(x.dtype).reshape(-1, 1, 1, 1)
+        """ᾱ_t likewise, with ᾱ_{-1} = 1."""
+        return self.table.to(x.device)[t].to(x.dtype).reshape(-1, 1, 1, 1)
 
     # ---- the forward process -----------------------------------------------------------------
 
@@ -188,7 +188,7 @@ class DDPM:
         if not 1 <= steps <= self.T:
             raise ValueError(f"steps is 1 … {self.T}, the length of the chain, not {steps}")
         start, times = math.pi / 2 * 0.008 / 1.008, [self.T - 1]
-        angles = (self.alphas_bar.sqrt() * math.cos(start)).arccos() - start
+        angles = (self.alphas_bar.cpu().sqrt() * math.cos(start)).arccos() - start
         for left in range(steps - 1, 0, -1):
             nearest = int((angles - angles[-1] * left / steps).abs().argmin())
             times.append(max(left - 1, min(nearest, times[-1] - 1)))
@@ -219,8 +219,16 @@ class DDPM:
 
 
 def randn_like(x, generator=None):
-    """Standard normal noise of x's shape; with a list of generators, each image's from its own."""
+    """Standard normal noise of x's shape, drawn where the generator is and moved to x at once; with
+    a list of generators, each image's is from its own."""
     if isinstance(generator, (list, tuple)):
-        return torch.cat([randn_like(image[None], g) for image, g in zip(x, generator)])
+        noise = torch.stack([randn(image, g) for image, g in zip(x, generator)])
+    else:
+        noise = randn(x, generator)
+    return noise.to(x.device, non_blocking=True)
+
+
+def randn(x, generator=None):
+    """`randn_like` where the generator is, without one on x's device."""
     source = x.device if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, device=source, dtype=x.dtype).to(x.device)
+    return torch.randn(x.shape, generator=generator, device=source, dtype=x.dtype)

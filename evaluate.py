@@ -27,6 +27,8 @@ import sys
 import time
 from pathlib import Path
 
+import support.threads
+
 import numpy as np
 import torch
 import torchmetrics

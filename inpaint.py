@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+import support.threads
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont

@@ -11,9 +11,9 @@ a share of the image (mean [range]); at small sizes rounding to pixels adds up t
     full       all of the image: unconditional generation              100 %
 
 Every size is a share of the image's side, so a family looks alike at 64 pixels and at 256. All
-holes of a batch are drawn at once from one table of uniform numbers, a row an image, taken from
-`generator` on the generator's own device: the same seed gives the same holes on any device, and
-the hole of an image does not depend on how many others are drawn beside it.
+holes of a batch are drawn at once from one table of uniform numbers, a row an image (`uniform`):
+the same seed gives the same holes on any device, and the hole of an image does not depend on how
+many others are drawn beside it.
 """
 import math
 
@@ -25,6 +25,7 @@ from PIL import Image
 STROKES, JOINTS = 4, 6            # at most so many strokes, of so many straight pieces each
 STROKE_NUMBERS = 4 + 2 * JOINTS   # radius, heading, y and x of a stroke; turn and length a piece
 NOISE = 5                         # the blobs are noise on a NOISE × NOISE grid, interpolated
+NUMBERS = 6 + STROKES * STROKE_NUMBERS    # most of an image: the mixture's choice, then a hybrid
 
 
 def center(batch, size, generator=None, device="cpu"):
@@ -35,12 +36,12 @@ def center(batch, size, generator=None, device="cpu"):
 
 def random(batch, size, generator=None, device="cpu"):
     """A box with sides uniform in 0.3 … 0.6 of the image's, at a uniform place."""
-    return _random_box(_uniform(batch, 4, generator, device), size)
+    return _random_box(uniform(batch, 4, generator, device), size)
 
 
 def irregular(batch, size, generator=None, device="cpu"):
     """Blobs of arbitrary shape: the lowest 10 … 50 % of a smooth random landscape."""
-    u = _uniform(batch, 1 + NOISE ** 2, generator, device)
+    u = uniform(batch, 1 + NOISE ** 2, generator, device)
     noise = u[:, 1:].reshape(batch, 1, NOISE, NOISE)
     height = F.interpolate(noise, (size, size), mode="bicubic", align_corners=True).flatten(1)
     pixels = (size ** 2 * (0.1 + 0.4 * u[:, :1])).long()
@@ -50,12 +51,12 @@ def irregular(batch, size, generator=None, device="cpu"):
 
 def freeform(batch, size, generator=None, device="cpu"):
     """Brush strokes that turn as they go (after Yu et al. 2019, section 3.4)."""
-    return _strokes(_uniform(batch, 1 + STROKES * STROKE_NUMBERS, generator, device), size)
+    return _strokes(uniform(batch, 1 + STROKES * STROKE_NUMBERS, generator, device), size)
 
 
 def hybrid(batch, size, generator=None, device="cpu"):
     """A random box and brush strokes distributed."""
-    u = _uniform(batch, 5 + STROKES * STROKE_NUMBERS, generator, device)
+    u = uniform(batch, 5 + STROKES * STROKE_NUMBERS, generator, device)
     return torch.maximum(_random_box(u[:, :4], size), _strokes(u[:, 4:], size))
 
 
@@ -70,11 +71,29 @@ MASKS = {**FAMILIES, "full": full}
 
 
 def mixture(batch, size, generator=None, device="cpu", all_hole=0.2):
-    """What the network trains on: a share `all_hole` of full holes, the rest of all families."""
-    u = _uniform(batch, 1, generator, device)[:, 0]
-    kind = ((u - all_hole) / (1 - all_hole) * len(FAMILIES)).floor().long().clamp(min=-1)
-    drawn = [family(batch, size, generator, device) for family in MASKS.values()]    # full is last
-    return torch.stack(drawn)[kind, torch.arange(batch, device=device)]
+    """What the network trains on: a share `all_hole` of full holes, the rest of all families.
+
+    Of an image's row of numbers, the first chooses the family, which is given the others. So a
+    family is drawn for its own images alone; the choice is made on the CPU, where counting them
+    does not wait for a GPU.
+    """
+    u = uniform(batch, NUMBERS, generator).cpu()
+    kind = ((u[:, 0] - all_hole) / (1 - all_hole) * len(FAMILIES)).floor().clamp(min=-1).long()
+    kind %= len(MASKS)                                            # -1: full, the last
+    order, counts = kind.argsort(stable=True), kind.bincount(minlength=len(MASKS)).tolist()
+    parts = u[order, 1:].to(device, non_blocking=True).split(counts)
+    drawn = torch.cat([family(len(part), size, part, device)
+                       for family, part in zip(MASKS.values(), parts) if len(part)])
+    return drawn[order.argsort().to(device, non_blocking=True)]
+
+
+def uniform(batch, numbers, generator=None, device="cpu"):
+    """Numbers in [0, 1), [batch, numbers], drawn where the generator is, without one on the CPU.
+    In the generator's place, a table [batch, NUMBERS] that was drawn before: its first columns."""
+    if isinstance(generator, torch.Tensor):
+        return generator[:, :numbers].to(device)
+    source = "cpu" if generator is None else generator.device
+    return torch.rand(batch, numbers, generator=generator, device=source).to(device)
 
 
 def from_image(image, size):
@@ -84,11 +103,6 @@ def from_image(image, size):
     pixels, values = np.array(image.resize(size, Image.NEAREST)), np.unique(image)
     threshold = max(values[-1], 1) if len(values) <= 2 else 128
     return torch.from_numpy(pixels >= threshold).float()[None, None]
-
-
-def _uniform(batch, numbers, generator, device):
-    source = device if generator is None else generator.device
-    return torch.rand(batch, numbers, generator=generator, device=source).to(device)
 
 
 def _pixels(size, device):
@@ -123,14 +137,12 @@ def _strokes(u, size):
     joints = torch.cat([start, start + steps.cumsum(dim=2)], dim=2)          # [B, S, J+1, 2]
     joints = 1 - (joints % 2 - 1).abs()                           # reflected at the image's edges
 
-    hole = torch.zeros(B, size, size, dtype=torch.bool, device=u.device)
-    for stroke in range(STROKES):
-        reach = radius[:, stroke, None, None]
-        for joint in range(JOINTS):
-            ay, ax, by, bx = joints[:, stroke, joint:joint + 2].reshape(B, 4, 1, 1).unbind(dim=1)
-            dy, dx = by - ay, bx - ax
-            along = ((y - ay) * dy + (x - ax) * dx) / (dy ** 2 + dx ** 2).clamp(min=1e-12)
-            along = along.clamp(0, 1)                             # the segment's nearest point
-            near = (y - ay - along * dy) ** 2 + (x - ax - along * dx) ** 2 <= reach ** 2
-            hole |= near & drawn[:, stroke, None, None]
-    return hole.float()[:, None]
+    ay, ax = joints[:, :, :-1, :, None, None].unbind(dim=3)                  # [B, S, J, 1, 1]
+    dy, dx = joints.diff(dim=2)[..., None, None].unbind(dim=3)
+    pieces = y - ay, x - ax, dy, dx, (dy ** 2 + dx ** 2).clamp(min=1e-12)
+    reach = torch.where(drawn, radius ** 2, -1.0)[..., None, None]
+    hole = torch.zeros(B, STROKES, size, size, dtype=torch.bool, device=u.device)
+    for y, x, dy, dx, square in zip(*(v.unbind(dim=2) for v in pieces)):     # of all strokes
+        along = (y * dy + x * dx).div_(square).clamp_(0, 1)       # the segment's nearest point
+        hole |= (y - along * dy).square_().add_((x - along.mul_(dx)).square_()) <= reach
+    return hole.any(dim=1, keepdim=True).float()

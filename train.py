@@ -6,10 +6,10 @@
     python train.py --data MY/FACES --init weights/celeba64.pt --out runs/mine    # fine-tune
     torchrun --nproc_per_node 4 train.py --data …    # the same run, its batches shared out
 
-Every --every steps, in --out: `checkpoint.pt` (all that --resume needs), `weights.pt` (the moving
-average alone, in half precision: what inpaint.py loads), `log.jsonl`, `samples.png`. The log's
-`held_out` is the loss on images of the validation split: once it rises, the network is memorising
-the training images.
+Every --every steps, --out gets a line in `log.jsonl` and new `samples.png`; then, if --save-every
+seconds have passed since the last, `checkpoint.pt` (all that --resume needs) and `weights.pt` (the
+moving average alone, in half precision: what inpaint.py loads). The log's `held_out` is the loss on
+images of the validation split: once it rises, the network is memorising the training images.
 """
 import argparse
 import contextlib
@@ -17,12 +17,14 @@ import copy
 import sys
 from pathlib import Path
 
+import support.threads
+
 import torch
 from PIL import Image
 
 import data
 import masks
-from ddpm import DDPM, PREDICTIONS
+from ddpm import DDPM, PREDICTIONS, randn_like
 from muon import Muon, split
 from schedules import SCHEDULES
 from support import distributed, runs
@@ -41,7 +43,7 @@ def train(args, checkpoint=None):
     ddpm = DDPM(SCHEDULES[args.schedule](args.T).to(device), args.prediction, clip=True)
     state = build(args, device)
     net, ema, *optimizers = state.values()
-    generator = torch.Generator(device).manual_seed(args.seed)  # of batches, holes, t and noise
+    generator = torch.Generator().manual_seed(args.seed)        # of batches, holes, t and noise
     run = runs.Run(args, settings(args), state, "ema", generator, checkpoint)
     if args.compile:
         net.compile()
@@ -49,8 +51,8 @@ def train(args, checkpoint=None):
 
     for step in run.progress:                                   # Algorithm 1, line 1: repeat
         set_lr(optimizers, (args.lr, args.lr_adamw), lr_factor(step, args.steps, args.warmup))
-        x0 = draw_images(images, args.batch, generator)         # 2: x_0 ~ q(x_0)
-        hole = distributed.share(masks.mixture(args.batch, args.size, generator, device))
+        x0 = draw_images(images, args.batch, generator, device)               # 2: x_0 ~ q(x_0)
+        hole = draw_holes(args.batch, args.size, generator, device)
         loss = algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator, args.bf16)  # 3 … 5
         update_ema(ema, net, min(args.ema, (1 + step) / (10 + step)))
 
@@ -67,13 +69,15 @@ def algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator=None, bf16=Fals
 
     hole [B, 1, H, W]: only there is noise added, and the loss taken. Under torchrun, x0 and hole
     are this process's share of the batch; t and ε are drawn for all of it, and shared out alike.
+    ε is drawn where x0 is, from a seed that the generator, on the CPU, draws.
     """
-    batch = len(x0) * distributed.WORLD_SIZE
-    draw = {"generator": generator, "device": x0.device if generator is None else generator.device}
-    t = distributed.share(torch.randint(ddpm.T, (batch,), **draw))        # 3: t ~ Uniform, 0 … T-1
-    noise = distributed.share(torch.randn(batch, *x0.shape[1:], **draw))  # 4: ε ~ N(0, I)
-    with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):    # 5: descend on ∇_θ ‖…‖²
-        loss = ddpm.loss(eps_model, x0, hole, t.to(x0.device), noise.to(x0.device))
+    batch, device = len(x0) * distributed.WORLD_SIZE, x0.device
+    t = torch.randint(ddpm.T, (batch,), generator=generator)              # 3: t ~ Uniform, 0 … T-1
+    own = torch.Generator(device).manual_seed(int(torch.randint(2 ** 62, (), generator=generator)))
+    noise = torch.randn(batch, *x0.shape[1:], generator=own, device=device)     # 4: ε ~ N(0, I)
+    t, noise = distributed.share(t).to(device, non_blocking=True), distributed.share(noise)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):       # 5: descend on ∇_θ ‖…‖²
+        loss = ddpm.loss(eps_model, x0, hole, t, noise)
     for optimizer in optimizers:
         optimizer.zero_grad()
     loss.backward()
@@ -114,13 +118,22 @@ def resident(images, device):
     return images.to(device) if fit else images
 
 
-def draw_images(images, batch, generator):
-    """This process's share of a random batch, each image mirrored or not: float [·, 3, H, W]."""
-    draw = {"generator": generator, "device": generator.device}
-    chosen = distributed.share(torch.randint(len(images), (batch,), **draw))
-    mirrored = distributed.share(torch.rand(batch, 1, 1, 1, **draw) < 0.5)
-    x0 = data.to_float(images[chosen.to(images.device)].to(generator.device))
+def draw_images(images, batch, generator, device="cpu"):
+    """This process's share of a random batch, each image mirrored or not: float [·, 3, H, W]. The
+    generator is the CPU's, and no draw waits for the device."""
+    chosen = distributed.share(torch.randint(len(images), (batch,), generator=generator))
+    mirrored = distributed.share(torch.rand(batch, 1, 1, 1, generator=generator) < 0.5)
+    chosen, mirrored = (v.to(where, non_blocking=True)
+                        for v, where in ((chosen, images.device), (mirrored, device)))
+    x0 = data.to_float(images[chosen].to(device, non_blocking=True))
     return torch.where(mirrored, x0.flip(3), x0)
+
+
+def draw_holes(batch, size, generator, device="cpu"):
+    """This process's share of a batch of holes, [·, 1, size, size]; only their numbers are drawn
+    for the whole batch."""
+    numbers = distributed.share(masks.uniform(batch, masks.NUMBERS, generator))
+    return masks.mixture(len(numbers), size, numbers, device)
 
 
 def lr_factor(step, steps, warmup):
@@ -155,12 +168,12 @@ def held_out_loss(args, ddpm, ema, images):
     if images is None:
         return None
     device = next(ema.parameters()).device
-    generator, losses = torch.Generator(device).manual_seed(0), []
+    generator, losses = torch.Generator().manual_seed(0), []
     for block in images.split(args.batch):
         x0 = data.to_float(block.to(device))
         hole = masks.mixture(len(x0), args.size, generator, device)
-        t = torch.randint(ddpm.T, (len(x0),), generator=generator, device=device)
-        noise = torch.randn(x0.shape, generator=generator, device=device)
+        t = torch.randint(ddpm.T, (len(x0),), generator=generator).to(device)
+        noise = randn_like(x0, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             losses.append(ddpm.loss(ema, x0, hole, t, noise) * len(x0))
     return torch.stack(losses).sum().item() / len(images)
@@ -193,9 +206,10 @@ def parse(argv=None):
     add("--widths", type=int, nargs="+", default=[64, 128, 224], help="channels per resolution")
     add("--blocks", type=int, default=2, help="residual blocks per resolution")
     add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
-    add("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(),
-        help="compile the network: takes a minute, and on a CPU a C++ compiler")
+    add("--compile", action=argparse.BooleanOptionalAction,
+        help="compile the network, which takes a minute and a C++ compiler; default: on GPUs")
     args, checkpoint = runs.parse(parser, argv)
+    runs.resolve_compile(args)
     check_range(args, 1, 10 ** 9, "steps", "warmup", "every")
     check_range(args, 1, 10 ** 6, "batch", "T")
     check_range(args, 1, runs.LARGEST, "size")
@@ -212,6 +226,8 @@ def main():
     with distributed.joined():
         with distributed.first():
             args, checkpoint = parse()
+        if runs.finished(args, checkpoint):
+            return
         with lock_folder(args.out) if distributed.RANK == 0 else contextlib.nullcontext():
             if distributed.RANK == 0:
                 runs.cut_log(args.out, checkpoint["step"] if checkpoint else 0)

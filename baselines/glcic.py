@@ -28,6 +28,8 @@ import argparse
 import functools
 from pathlib import Path
 
+import support.threads
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -197,7 +199,7 @@ def learn(args, checkpoint=None):
         now = phase(step, args.steps, args.loss)
         rate = args.lr if now == 1 else args.lr_gan
         train.set_lr(optimizers, [rate, rate], train.lr_factor(step, args.steps, WARMUP))
-        x = train.draw_images(images, args.batch, generator).to(args.device)
+        x = train.draw_images(images, args.batch, generator, args.device)
         x = x.contiguous(memory_format=torch.channels_last)
         M_c, M_d = (masks.mixture(args.batch, args.size, generator, args.device, all_hole=0.0)
                     for _ in range(2))
@@ -274,6 +276,8 @@ def parse(argv=None):
 
 def main():
     args, checkpoint = parse()
+    if runs.finished(args, checkpoint):
+        return
     with lock_folder(args.out):
         runs.cut_log(args.out, checkpoint["step"] if checkpoint else 0)
         learn(args, checkpoint)

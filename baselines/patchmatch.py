@@ -15,6 +15,9 @@ Cost, on one thread of an AMD EPYC (busy; medians of 5 or more, process time): a
 centre hole 0.3 s at 64×64 and 2.7 s at 256×256; with thin lines, 9 % of the pixels, 0.3 s and
 2.3 s. Memory: 8 MB and 120 MB beyond the picture, as every patch has a row of its own: most of the
 time goes into fetching patches from all over the picture, and a row is fetched in one piece.
+ROUNDS = 3 takes half as long; on 24 of CelebA's validation images at 64×64, the hole's PSNR was
+then lower by 0.46 ± 0.18 dB with the centre hole, and higher by 0.08 ± 0.11 dB with irregular ones
+(mean ± standard error of the paired difference, seed 0).
 """
 import torch
 import torch.nn.functional as F
@@ -96,10 +99,10 @@ class Matcher:
     def uniform(self):
         """Random numbers in [0, 1), [B, 2, H', W'], each image's from its own generator."""
         B, height, width = self.valid.shape
-        if not isinstance(self.generator, (list, tuple)):
-            return torch.rand(B, 2, height, width, generator=self.generator).to(self.valid.device)
-        drawn = [torch.rand(2, height, width, generator=g) for g in self.generator]
-        return torch.stack(drawn).to(self.valid.device)
+        own = isinstance(self.generator, (list, tuple))
+        drawn = [torch.rand(n, 2, height, width, generator=g, device=g.device if g else "cpu")
+                 for n, g in ([(1, g) for g in self.generator] if own else [(B, self.generator)])]
+        return torch.cat(drawn).to(self.valid.device)
 
     def initialize(self):
         """(1) Every match a random known patch."""

@@ -73,7 +73,15 @@ def check_range(args, low, high, *names):
 
 
 def device(name):
-    """The argument of --device, checked: this machine has it and can allocate on it."""
+    """The argument of --device, checked: this machine has it and can allocate on it. Under torchrun
+    `cuda` is a GPU of the process's own, and nothing of it touches another."""
+    local = {key: int(os.environ.get(f"LOCAL_{key}", 0)) for key in ("RANK", "WORLD_SIZE")}
+    if name == "cuda" and local["WORLD_SIZE"] > 1 and torch.cuda.is_available():
+        gpus = torch.cuda.device_count()
+        if local["WORLD_SIZE"] > gpus:
+            raise BadInput(f"--nproc_per_node {local['WORLD_SIZE']}: this machine has {gpus} "
+                           f"GPU{'s' * (gpus > 1)}, and a process needs one of its own")
+        torch.cuda.set_device(local["RANK"])
     try:
         torch.zeros(1, device=name).item()
     except Exception as error:  # every device has its own way not to be there

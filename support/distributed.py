@@ -13,6 +13,8 @@ import sys
 import torch
 import torch.distributed as dist
 
+from support.cli import BadInput
+
 RANK, WORLD_SIZE = (int(os.environ.get(name, default))
                     for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
 
@@ -39,16 +41,19 @@ def joined():
     if WORLD_SIZE == 1:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                            timeout=datetime.timedelta(days=7))
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+                                timeout=datetime.timedelta(days=7))
+    except (RuntimeError, ValueError) as error:
+        raise BadInput(f"the {WORLD_SIZE} processes could not meet: {error}") from None
     try:
         yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         if RANK == 0:
-            print("another process of this job has ended, so all do; go on with --resume",
-                  file=sys.stderr)
+            print("another process of this job has ended, so all do; go on with --resume "
+                  f"({' '.join(str(error).split())})", file=sys.stderr)
         os._exit(1)                                               # wait for nobody
     dist.destroy_process_group()
 

@@ -10,6 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+import support.threads
+
 import torch
 
 from support.cli import BadInput, run

@@ -148,14 +148,16 @@ def rebuild(network, settings, tensors):
     weights that claim more numbers than are stored, are refused before memory is allocated."""
     with torch.device("meta"):
         net = network(**settings)
-    claimed = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    claimed = net.state_dict()
     stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
               for tensor in tensors.values()}
-    if (claimed != {name: tensor.shape for name, tensor in tensors.items()}
+    if ({name: tensor.shape for name, tensor in claimed.items()}
+            != {name: tensor.shape for name, tensor in tensors.items()}
             or sum(tensor.nbytes for tensor in tensors.values()) > sum(stored.values())):
         raise ValueError("other weights than the settings'")
-    net.to_empty(device="cpu").load_state_dict(tensors)
-    return net
+    net.load_state_dict({name: tensor.to(claimed[name].dtype).contiguous()
+                         for name, tensor in tensors.items()}, assign=True)
+    return net                                    # not by to_empty, which would import sympy
 
 
 def check_finite(path, tensors):

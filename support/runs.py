@@ -44,18 +44,19 @@ NO_DATA = ("no training images: give --data one of (1) a folder with CelebA's im
 class Run:
     """What surrounds the training step: progress bar, log, checkpoints, and a clean stop.
 
-    args         of the command; out, steps, batch and every are read here
+    args         of the command; out, steps, batch, every and save_every are read here
     settings     what rebuilds the network; goes into both files
     state        {name: module or optimizer}: all that is trained, restored from `checkpoint`
     shipped      the name of the module that weights.pt holds
-    generator    of the training's random numbers
+    generator    of the training's random numbers, on the CPU
     """
 
     def __init__(self, args, settings, state, shipped, generator, checkpoint=None):
         self.args, self.settings, self.state, self.shipped = args, settings, state, shipped
         self.generator, self.first = generator, distributed.RANK == 0
         self.step, self.losses = restore(checkpoint, state, generator) if checkpoint else (0, [])
-        self.begun, self.start, self.signals = time.time(), self.step, on_signal()
+        self.begun = self.saved = time.monotonic()
+        self.start, self.signals = self.step, on_signal()
         self.due = self.stopping = False
         self.progress = tqdm(range(self.step, args.steps), "training", args.steps,
                              initial=self.step, unit=" steps", disable=not self.first)
@@ -69,7 +70,7 @@ class Run:
         self.due = self.step % self.args.every == 0 or self.step == self.args.steps
         self.stopping = distributed.largest(*self.signals)
         if self.due or self.stopping:
-            self.losses = [{name: distributed.mean(loss) for name, loss in each.items()}
+            self.losses = [{name: distributed.mean(loss).cpu() for name, loss in each.items()}
                            for each in self.losses]
             for step, each in enumerate(self.losses, self.step - len(self.losses) + 1):
                 total = sum(loss.item() for loss in each.values())
@@ -82,7 +83,7 @@ class Run:
         names = dict.fromkeys(name for each in self.losses for name in each)
         means = {name: torch.stack([each[name] for each in self.losses if name in each]).mean()
                  for name in names}
-        rate = self.args.batch * (self.step - self.start) / (time.time() - self.begun)
+        rate = self.args.batch * (self.step - self.start) / (time.monotonic() - self.begun)
         numbers = {name: round(float(number), 5) for name, number in {**means, **more}.items()
                    if number is not None}
         line = {"step": self.step, "images": self.step * self.args.batch,
@@ -94,12 +95,16 @@ class Run:
             f"{name} {number:.4f}" for name, number in numbers.items()) + f", {rate:.0f} images/s")
 
     def save(self):
-        """Write checkpoint.pt and weights.pt, if it is time to; after a signal, end the process."""
+        """Write checkpoint.pt and weights.pt, if it is time to; after a signal, end the process.
+        Log lines come by steps, of which they cost a share, and checkpoints by seconds, of which
+        writing one takes as many on the fastest GPU."""
+        late = time.monotonic() - self.saved >= self.args.save_every
         if self.due:
             self.losses.clear()
-        if self.first and (self.due or self.stopping):
+        if self.first and (self.due and late or self.step == self.args.steps or self.stopping):
             save(self.args, self.settings, self.state, self.shipped, self.generator, self.step,
                  self.losses)
+            self.saved = time.monotonic()
         if self.stopping:
             self.progress.close()
             if self.first:
@@ -164,13 +169,8 @@ def restore(checkpoint, state, generator):
         if isinstance(part, torch.optim.Optimizer):
             match_layout(part)
     torch.set_rng_state(checkpoint["rng"]["torch"])
-    if torch.device(checkpoint["args"]["device"]).type == generator.device.type:
-        generator.set_state(checkpoint["rng"]["train"])
-    else:                                   # another device's stream: continue with a fresh one
-        generator.manual_seed(checkpoint["args"]["seed"] + checkpoint["step"])
-    losses = [{name: loss.to(generator.device) for name, loss in each.items()}
-              for each in checkpoint["losses"]]
-    return checkpoint["step"], losses
+    generator.set_state(checkpoint["rng"]["train"])
+    return checkpoint["step"], checkpoint["losses"]
 
 
 def match_layout(optimizer):
@@ -241,20 +241,24 @@ def initialize(net, path):
 
 def add_flags(parser, out):
     """The flags that every training shares."""
-    add, cuda = parser.add_argument, torch.cuda.is_available()
+    add = parser.add_argument
     add("--data", nargs="+", metavar="PATH", help="folders or zips of images, or synthetic")
     add("--out", default=out, help="folder for checkpoint, weights, log and samples")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--steps", type=int, default=20_000, help="optimizer steps in all")
     add("--batch", type=int, default=32, help="images a step")
-    add("--every", type=int, default=250, help="steps between log lines and checkpoints")
+    add("--every", type=int, default=250, help="steps between log lines")
+    add("--save-every", type=float, default=60, metavar="SECONDS",
+        help="between checkpoints, which are written after a log line, at the end and on Ctrl-C")
     add("--size", type=int, default=64, help="side of the images, pixels")
     add("--limit", type=int, help="train on the first so many images only")
     add("--cache", default="cache", help="folder for decoded images, 12 kB each at 64×64")
     add("--seed", type=int, default=0, help="of the weights, batches, holes and noise")
-    add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1, …")
-    add("--bf16", action=argparse.BooleanOptionalAction, default=cuda,
-        help="bfloat16 matrix products: twice as fast where the processor has them")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1, …")
+    add("--bf16", action=argparse.BooleanOptionalAction,
+        help="bfloat16 matrix products: twice as fast where the processor has them; default: on "
+        "GPUs that have")
 
 
 def parse(parser, argv=None):
@@ -272,6 +276,40 @@ def parse(parser, argv=None):
     if not args.data:
         raise BadInput(NO_DATA)
     device(args.device)
+    resolve_bf16(args)
     check_range(args, 0, 100, "lr")
-    check_range(args, 0, 10 ** 9, "seed")
+    check_range(args, 0, 10 ** 9, "seed", "save_every")
     return args, checkpoint
+
+
+def resolve_bf16(args):
+    """--bf16, if it was neither asked for nor declined: on GPUs, but where it is only emulated."""
+    if args.bf16 is None:
+        gpu = torch.device(args.device).type == "cuda"
+        args.bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        if gpu and not args.bf16 and distributed.RANK == 0:
+            print("this GPU has no bfloat16: float32 instead", file=sys.stderr)
+
+
+def resolve_compile(args):
+    """--compile, if it was neither asked for nor declined: on GPUs. Where nothing can be compiled,
+    which a trial shows, it is off, and a line says so."""
+    if args.compile is None:
+        args.compile = torch.device(args.device).type == "cuda"
+    if args.compile:
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(2, device=args.device))
+        except Exception as error:  # no C++ compiler, no Triton, neither works, …
+            args.compile = False
+            if distributed.RANK == 0:
+                print("nothing can be compiled here, so the network is not "
+                      f"({type(error).__name__})", file=sys.stderr)
+
+
+def finished(args, checkpoint):
+    """Whether a run that is resumed has no step left to do; then a line says so."""
+    done = checkpoint is not None and checkpoint["step"] >= args.steps
+    if done and distributed.RANK == 0:
+        print(f"{args.out}: all {checkpoint['step']:,} steps are done; to go on, give more "
+              "--steps", file=sys.stderr)
+    return done

@@ -4,6 +4,8 @@ import sys
 import threading
 import time
 
+import support.threads
+
 import hypothesis
 import pytest
 import torch
@@ -19,7 +21,9 @@ SIGNALS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal
 torch.set_num_threads(1)
 tqdm.tqdm.monitor_interval = 0                               # no thread for a fork to leave behind
 tqdm.tqdm.set_lock(threading.RLock())        # its own would stay locked by a killed fork
-hypothesis.settings.register_profile("seeded", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.register_profile(
+    "seeded", deadline=None, derandomize=True, max_examples=25,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow])    # by the clock, which proves nothing
 hypothesis.settings.load_profile("seeded")
 
 

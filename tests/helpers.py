@@ -1,6 +1,7 @@
 """What several test files use: small weights, commands in processes of their own, faults."""
 import argparse
 import contextlib
+import faulthandler
 import json
 import multiprocessing.connection
 import os
@@ -26,8 +27,9 @@ from support import cli, distributed, files, runs
 from unet import UNet
 
 ROOT = Path(__file__).parents[1]
+HANG = 600        # seconds, many times what anything here takes on a busy machine
 TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 --T 3 "
-        "--steps 12 --every 2 --device cpu").split()
+        "--steps 12 --every 2 --save-every 0 --device cpu").split()
 N = 5
 STATE = ["net", "ema", "muon", "adamw", "rng", "losses", "step"]
 SCORED = (f"--data synthetic --limit {N} --batch 2 --steps 2 --samples 2 --no-perceptual --save "
@@ -63,6 +65,11 @@ def short_or_long(name, short, long):
     return pytest.mark.parametrize(name, [short, pytest.param(long, marks=pytest.mark.slow)])
 
 
+def guard():
+    """A hang is a failure, too: after HANG seconds, this process says where it is, and ends."""
+    faulthandler.dump_traceback_later(HANG, exit=True, file=2)
+
+
 def life(main, *argv, sabotage=None, moment=None):
     """A command in a process of its own, forked from this one, as torch takes seconds to import:
     (its exit status, or minus the signal that ended it; what it said). `sabotage` is called in it
@@ -76,7 +83,7 @@ def life(main, *argv, sabotage=None, moment=None):
             os.dup2(screen, 2)
             sys.stdout = sys.stderr = open(screen, "w", buffering=1, closefd=False)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            signal.alarm(120)                                    # a hang is a failure, too
+            guard()
             sys.argv = ["command.py", *map(str, argv)]
             if sabotage:
                 sabotage()
@@ -118,7 +125,7 @@ def two(tmp_path, work, *argv):
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
                        "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         distributed.RANK, distributed.WORLD_SIZE = rank, 2
-        signal.alarm(120)                                            # a hang is a failure, too
+        guard()
         cli.run(work)
 
     both = [multiprocessing.get_context("fork").Process(target=process, args=(rank,))
@@ -188,14 +195,14 @@ class Evil:
 
 
 @contextlib.contextmanager
-def little_memory_and_time(most=2 ** 30, seconds=10):
-    """The block takes neither more memory at its peak, nor more time."""
+def little_memory_and_no_hang(most=2 ** 30):
+    """The block takes no more memory at its peak, and ends; the traceback says where it hung."""
     def hang(*_):
-        raise GeneratorExit(f"it took more than {seconds} s")    # no Exception: nobody catches it
+        raise GeneratorExit(f"it took more than {HANG} s")       # no Exception: nobody catches it
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     kept = signal.signal(signal.SIGALRM, hang)
-    signal.alarm(seconds)
+    signal.alarm(HANG)
     try:
         yield
     finally:

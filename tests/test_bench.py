@@ -86,16 +86,18 @@ def test_the_table_gives_medians_quartiles_and_the_share_of_the_rate(capsys):
                "a | b": np.array([[1.0] * 5, [0.5] * 5])}
     bench.report(args, seconds, flops=3e9, product=12e9)
     printed = capsys.readouterr().out
-    assert "| training step | a matrix product | 2000 | 4000 | 2 [1 … 3] |" in printed
-    assert "| a | b | 1000 | 500 | 0.5 [0.5 … 0.5] |" in printed
+    assert "| training step | a matrix product | 2000 | 4000 | 2 [1 … 3] times faster |" in printed
+    assert "| a | b | 1000 | 500 | 2 [2 … 2] times slower |" in printed
     assert "0.0015·10¹² operations a second, 50% of" in printed
     assert torch.__version__ in printed
 
 
-def test_diffusers_network_costs_what_ours_does():
+@pytest.mark.parametrize("patch", [1, 2])
+def test_diffusers_network_costs_what_ours_does(patch):
     pytest.importorskip("diffusers")
     net = UNet(32, 2, [32, 64, 96], 1)
-    peer, share = peers.diffusers_unet(net, 32)
+    peer, share = peers.diffusers_unet(net, 32, patch)
+    assert peer.config.in_channels == 4 * patch ** 2
     assert peers.operations(peer, 32) / peers.operations(net, 32) == pytest.approx(share)
     assert 0.9 < share < 1.1
     x, t, hole = torch.zeros(2, 3, 32, 32), torch.zeros(2).long(), torch.zeros(2, 1, 32, 32)

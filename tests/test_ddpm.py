@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddpm
 from ddpm import DDPM, PREDICTIONS
@@ -295,6 +296,20 @@ def test_a_list_of_generators_makes_a_fill_independent_of_its_batch():
         alone = process.sample(network, image[i:i + 1], hole[i:i + 1],
                                generator=[torch.Generator().manual_seed(i)])
         assert torch.equal(alone[0], together[i])
+
+
+def test_noise_of_many_generators_is_moved_to_the_device_at_once():
+    moves = []
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            moves.append(function) if function is torch.ops.aten._to_copy.default else None
+            return function(*args, **(kwargs or {}))
+
+    x = torch.zeros(4, 3, 8, 8, device="meta")
+    with Count():
+        noise = ddpm.randn_like(x, [torch.Generator() for _ in range(4)])
+    assert noise.device.type == "meta" and len(moves) == 1
 
 
 def test_the_full_chain_is_p_sample_after_p_sample():

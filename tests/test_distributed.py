@@ -13,11 +13,12 @@ import train
 from ddpm import DDPM
 from helpers import two
 from schedules import cosine_betas
-from support import distributed, runs
+from support import cli, distributed, runs
+from support.cli import BadInput
 from unet import UNet
 
 TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 "
-        "--steps 7 --every 3 --warmup 2 --device cpu").split()
+        "--steps 7 --every 3 --save-every 0 --warmup 2 --device cpu").split()
 
 
 def signalled(rank, number):
@@ -120,7 +121,7 @@ def test_a_killed_process_ends_the_job_with_one_line_and_the_last_checkpoint(tmp
     out = tmp_path / "run"
     statuses, said = two(tmp_path, signalled(1, signal.SIGKILL), *TINY, "--out", out)
     assert statuses == [1, -signal.SIGKILL]
-    assert len(re.findall("another process of this job has ended", said)) == 1
+    assert len(re.findall(r"another process of this job has ended.*\(.*gloo.*\)", said)) == 1
     assert runs.load_checkpoint(out)["step"] == 3
     assert not list(out.glob(".*.tmp"))
 
@@ -130,3 +131,26 @@ def test_bad_input_is_said_once(tmp_path):
     statuses, said = two(tmp_path, train.main, *TINY, "--out", out, "--batch", 3)
     assert statuses[0] == 2 and statuses[1] and said.count("cannot be shared out evenly") == 1
     assert "another process" not in said and not out.exists()
+
+
+def test_processes_that_cannot_meet_say_why(monkeypatch):
+    monkeypatch.setattr(distributed, "WORLD_SIZE", 2)
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(BadInput, match="2 processes could not meet: .*RANK expected"):
+        with distributed.joined():
+            pass
+
+
+def test_a_process_takes_its_own_gpu_and_there_must_be_one(monkeypatch):
+    taken = []
+    for name, value in {"is_available": True, "device_count": 4}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: torch.ones(shape))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cli.device("cuda") == "cuda" and taken == [3]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
+    assert cli.device("cpu") == "cpu" and taken == [3]
+    with pytest.raises(BadInput, match="--nproc_per_node 5: this machine has 4 GPUs"):
+        cli.device("cuda")

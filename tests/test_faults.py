@@ -28,6 +28,7 @@ import train
 from ddpm import DDPM
 from helpers import (
     COMMANDS,
+    HANG,
     ROOT,
     SCORED,
     STATE,
@@ -155,7 +156,7 @@ def test_a_second_process_in_the_same_folder_is_refused_and_a_killed_one_leaves_
         with files.lock_folder(tmp_path / "out"):
             (tmp_path / "out" / ".weights.pt.123.tmp").write_text("half")
             os.write(go, b".")
-            time.sleep(60)
+            time.sleep(HANG)
         os._exit(0)
     os.read(ready, 1)
     assert refused(life(main, *argv), "another process is at work there")
@@ -288,11 +289,10 @@ FILL = [sys.executable, ROOT / "inpaint.py", "face.png", "--steps", "2", "--samp
         "--device", "cpu", "--weights"]
 
 
-def shell(tmp_path, weights, end, environment=None, **options):
+def shell(tmp_path, weights, end):
     photograph(tmp_path / "face.png")
-    words = shlex.join(map(str, [*FILL, weights]))
-    return subprocess.run(["bash", "-c", f"set -o pipefail; {words} {end}"], cwd=tmp_path, text=True,
-                          capture_output=True, env={**os.environ, **(environment or {})},
+    words = f"set -o pipefail; {shlex.join(map(str, [*FILL, weights]))} {end}"
+    return subprocess.run(["bash", "-c", words], cwd=tmp_path, text=True, capture_output=True,
                           timeout=600)
 
 

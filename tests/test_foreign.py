@@ -16,7 +16,7 @@ import masks
 import methods
 import scores
 from ddpm import randn_like
-from helpers import Evil, little_memory_and_time
+from helpers import Evil, little_memory_and_no_hang
 from support import export, foreign
 from support.cli import BadInput
 from support.files import content
@@ -81,7 +81,7 @@ def test_a_chain_is_diffusers_own(folder, prediction, betas, kind, eta):
 def test_what_is_not_understood_is_refused_by_name(folder, change, said):
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with little_memory_and_time(), pytest.raises(BadInput, match=said):
+    with little_memory_and_no_hang(), pytest.raises(BadInput, match=said):
         load_weights(folder)
 
 
@@ -210,7 +210,7 @@ def test_guided_diffusions_network_is_the_published_formulas_layer_by_layer(tmp_
     (lambda t: t.pop("out.2.weight"), "guided-diffusion")])
 def test_hostile_guided_diffusion_files_are_one_line(tmp_path, change, said):
     path = guided(tmp_path / "g.pt", change)
-    with little_memory_and_time(), pytest.raises(BadInput, match=said):
+    with little_memory_and_no_hang(), pytest.raises(BadInput, match=said):
         load_weights(path)
 
 

@@ -13,7 +13,8 @@ from masks import FAMILIES, MASKS, mixture
 AREAS = {"center": (0.25, 0.25, 0.25), "random": (0.20, 0.07, 0.40),
          "irregular": (0.30, 0.09, 0.51), "freeform": (0.25, 0.02, 0.65),
          "hybrid": (0.395, 0.09, 0.80), "full": (1, 1, 1)}
-families = st.sampled_from(sorted(MASKS))
+DRAWINGS = {**MASKS, "mixture": mixture}
+families, drawings = st.sampled_from(sorted(MASKS)), st.sampled_from(sorted(DRAWINGS))
 seeds, sizes, batches = st.integers(0, 2 ** 31), st.integers(16, 96), st.integers(1, 9)
 
 
@@ -29,19 +30,40 @@ def test_every_family_has_its_areas_here():
     assert AREAS.keys() == MASKS.keys() == FAMILIES.keys() | {"full"}
 
 
-@given(name=st.sampled_from([*sorted(MASKS), "mixture"]), size=sizes, batch=batches, seed=seeds)
+@given(name=drawings, size=sizes, batch=batches, seed=seeds)
 def test_a_hole_is_zeros_and_ones_and_the_seed_decides_it(name, size, batch, seed):
-    family = {**MASKS, "mixture": mixture}[name]
+    family = DRAWINGS[name]
     hole = family(batch, size, seeded(seed))
     assert hole.shape == (batch, 1, size, size) and hole.dtype == torch.float32
     assert ((hole == 0) | (hole == 1)).all()
     assert torch.equal(hole, family(batch, size, seeded(seed)))
 
 
-@given(name=families, size=sizes, batch=batches, more=st.integers(1, 9), seed=seeds)
+@given(name=drawings, size=sizes, batch=batches, more=st.integers(1, 9), seed=seeds)
 def test_a_hole_does_not_depend_on_how_many_are_drawn_beside_it(name, size, batch, more, seed):
-    some, all_ = (MASKS[name](n, size, seeded(seed)) for n in (batch, batch + more))
+    some, all_ = (DRAWINGS[name](n, size, seeded(seed)) for n in (batch, batch + more))
     assert torch.equal(some, all_[:batch])
+
+
+@given(name=drawings, size=sizes, batch=batches, more=st.integers(0, 9), seed=seeds)
+def test_a_table_of_numbers_is_as_good_as_the_generator_that_drew_it(name, size, batch, more, seed):
+    """And so are rows of it, from which a process makes its share of a batch."""
+    numbers = 1 + masks.NOISE ** 2 if name == "irregular" else {
+        "random": 4, "freeform": masks.NUMBERS - 5, "hybrid": masks.NUMBERS - 1}.get(
+            name, masks.NUMBERS)
+    table = masks.uniform(batch + more, numbers, seeded(seed))
+    whole = DRAWINGS[name](batch + more, size, seeded(seed))
+    assert torch.equal(whole, DRAWINGS[name](batch + more, size, table))
+    assert torch.equal(whole[more:], DRAWINGS[name](batch, size, table[more:]))
+
+
+def test_the_mixture_draws_a_family_for_its_own_images_alone(monkeypatch):
+    drawn = []
+    for name, family in MASKS.items():
+        monkeypatch.setitem(MASKS, name, lambda batch, *rest, family=family: (
+            drawn.append(batch) or family(batch, *rest)))
+    mixture(200, 16, seeded(0))
+    assert len(drawn) == len(MASKS) and sum(drawn) == 200
 
 
 @given(name=families, size=sizes, batch=st.integers(1, 64), seed=seeds)

@@ -74,10 +74,10 @@ def test_every_parameter_has_one_optimizer():
 
 
 def test_it_overfits_eight_images_in_fewer_steps_than_adamw():
-    """The same network, images and noise; AdamW at the better of two rates."""
-    def final(make):
-        torch.manual_seed(0)
-        generator, net = torch.Generator().manual_seed(0), UNet(16, 1, (24, 32), 1)
+    """The same network, images and noise, three times; AdamW at the better of two rates."""
+    def final(make, seed):
+        torch.manual_seed(seed)
+        generator, net = torch.Generator().manual_seed(seed), UNet(16, 1, (24, 32), 1)
         x0, hole = data.to_float(data.synthetic(8, 16)), masks.center(8, 16)
         optimizers, losses = make(net), []
         for step in range(60):
@@ -94,4 +94,5 @@ def test_it_overfits_eight_images_in_fewer_steps_than_adamw():
     def adamw(lr):
         return lambda net: [torch.optim.AdamW(net.parameters(), lr=lr)]
 
-    assert final(both) < 0.9 * min(final(adamw(3e-3)), final(adamw(6e-3)))
+    for seed in range(3):
+        assert final(both, seed) < min(final(adamw(lr), seed) for lr in (3e-3, 6e-3))

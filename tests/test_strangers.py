@@ -31,13 +31,14 @@ from helpers import (
     Evil,
     less_memory,
     life,
-    little_memory_and_time,
+    little_memory_and_no_hang,
     photographs,
     refused,
     short_or_long,
 )
 from support import cli, files, runs
 from support.cli import BadInput
+from support.photographs import Holes
 from unet import UNet
 
 
@@ -100,7 +101,7 @@ def test_weights_that_claim_what_they_do_not_hold_are_refused_before_memory_is_a
     content = files.read_tensors(weights)
     change(content)
     torch.save(content, tmp_path / "weights.pt")
-    with little_memory_and_time(2 ** 28), pytest.raises(BadInput, match="not weights"):
+    with little_memory_and_no_hang(2 ** 28), pytest.raises(BadInput, match="not weights"):
         inpaint.load_weights(tmp_path / "weights.pt")
 
 
@@ -121,7 +122,7 @@ def test_a_checkpoint_that_unpacks_to_more_than_itself_is_refused(tmp_path, weig
             if "/data/" in member.filename:
                 content += bytes(2 ** 24)
             bomb.writestr(member.filename, content, zipfile.ZIP_DEFLATED)
-    with little_memory_and_time(2 ** 26), pytest.raises(BadInput, match="BadZipFile"):
+    with little_memory_and_no_hang(2 ** 26), pytest.raises(BadInput, match="BadZipFile"):
         inpaint.load_weights(tmp_path / "bomb.pt")
 
 
@@ -138,11 +139,10 @@ def test_images_that_claim_too_much_or_would_run_a_program(tmp_path, monkeypatch
     Path("faces/a.png").write_bytes(content)
     with zipfile.ZipFile("a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write("faces/a.png", "a.png")
-    face = Image.fromarray(data.synthetic(1, 16)[0].numpy())
     for read in (lambda: data.open_image("faces/a.png"), lambda: data.load("faces", "all"),
                  lambda: data.load("a.zip", "all"),
-                 lambda: inpaint.read_hole("faces/a.png", {"face": face}, 16, 0)):
-        with little_memory_and_time(2 ** 30), pytest.raises(BadInput, match=f"a.png.*{said}"):
+                 lambda: Holes("faces/a.png", 16).of("face", None, (24, 24))):
+        with little_memory_and_no_hang(2 ** 30), pytest.raises(BadInput, match=f"a.png.*{said}"):
             read()
 
 
@@ -165,7 +165,7 @@ def test_a_zip_is_never_unpacked_and_no_member_may_be_a_bomb(tmp_path, monkeypat
         with archive.open("bomb\x1b[2J.png", "w", force_zip64=True) as member:
             for _ in range(2 ** 9):
                 member.write(bytes(2 ** 20))
-    with little_memory_and_time(2 ** 27):
+    with little_memory_and_no_hang(2 ** 27):
         answer = life(lambda: data.load("b.zip", "all", cache="cache"))
     assert refused(answer, "b.zip/bomb", "536,870,912 bytes are no image")
     assert "\x1b" not in answer[1]
@@ -198,7 +198,7 @@ def test_links_pipes_and_loops(tmp_path, monkeypatch, weights):
     Path("faces/folder.png").mkdir()
     Path("faces/up.png").symlink_to("..")
     os.mkfifo("faces/pipe.png")
-    with little_memory_and_time():
+    with little_memory_and_no_hang():
         images = data.load("faces", "all", cache="cache")
     assert len(images) == 3 and torch.equal(images[0], images[2])
     fast = ["--weights", weights, "--steps", "1", "--samples", "1"]
@@ -276,7 +276,7 @@ def fuzz_image(rng, seeds, _):
 
 def fuzz_mask(rng, seeds, folder):
     Path("mask.png").write_bytes(mutated(rng.choice(seeds["images"]), rng))
-    inpaint.read_hole("mask.png", {"face": Image.new("RGB", (24, 24))}, 16, 0)
+    Holes("mask.png", 16).of("face", None, (24, 24))
 
 
 def fuzz_zip(rng, seeds, folder):
@@ -317,7 +317,7 @@ def test_no_damaged_file_is_more_than_a_line(tmp_path, trained, what, inputs):
         os.chdir(tmp_path)
         rng, refusals = random.Random(what), 0
         for i in range(inputs):
-            with little_memory_and_time(2 ** 31):
+            with little_memory_and_no_hang(2 ** 31):
                 try:
                     FUZZED[what](rng, seeds, tmp_path)
                 except BadInput as error:
@@ -367,7 +367,7 @@ def test_no_command_line_is_more_than_a_line(tmp_path, weights, command, inputs)
                  *itertools.chain.from_iterable([flag, *values] for flag, values in options), *rest]
         sys.argv, screen = ["command.py", *words], io.StringIO()
         with contextlib.redirect_stderr(screen), contextlib.redirect_stdout(screen):
-            with little_memory_and_time(2 ** 32):
+            with little_memory_and_no_hang(2 ** 32):
                 try:
                     cli.run(main)
                     status = 0

@@ -24,6 +24,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import support.threads
+
 import matplotlib
 import numpy as np
 import torch

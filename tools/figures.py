@@ -15,6 +15,8 @@ import re
 from functools import cached_property
 from pathlib import Path
 
+import support.threads
+
 import matplotlib
 import torch
 import torch.nn.functional as F

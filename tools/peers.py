@@ -1,7 +1,10 @@
 """Other people's networks, timed beside ours by bench.py: its dependencies alone."""
+import bisect
 import copy
+import functools
 
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -16,20 +19,29 @@ def operations(net, size, backward=False):
     return counter.get_total_flops()
 
 
-def diffusers_unet(net, size):
-    """diffusers' U-Net as an eps_model of about as many operations as `net`; (network, share)."""
+def diffusers_unet(net, size, patch=1):
+    """diffusers' U-Net as an eps_model on squares of patch × patch pixels, made so wide that it
+    takes about as many operations as `net`; (network, their share of its)."""
     from diffusers import UNet2DModel
 
     class Peer(UNet2DModel):
         def forward(self, x, t, hole):
-            return super().forward(torch.cat([x, hole], dim=1), t, return_dict=False)[0]
+            x = F.pixel_unshuffle(torch.cat([x, hole], dim=1), patch)
+            return F.pixel_shuffle(super().forward(x, t, return_dict=False)[0], patch)
 
     def make(w, last):
-        return Peer(size, 4, 3, block_out_channels=(w, 2 * w, last), norm_num_groups=4,
-                    attention_head_dim=None, up_block_types=("AttnUpBlock2D",) * 2 + ("UpBlock2D",),
+        return Peer(size // patch, 4 * patch ** 2, 3 * patch ** 2, norm_num_groups=4,
+                    block_out_channels=(w, 2 * w, last), attention_head_dim=None,
+                    up_block_types=("AttnUpBlock2D",) * 2 + ("UpBlock2D",),
                     down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * 2)
 
+    @functools.cache
+    def cost(w, last):
+        with torch.device("meta"):
+            return operations(make(w, last), size)
+
     target = operations(net, size)
-    w = next(w for w in range(4, 1024, 4) if operations(make(w + 4, 2 * w + 8), size) > target)
-    last = min(range(2 * w, 8 * w, 4), key=lambda v: abs(operations(make(w, v), size) - target))
-    return make(w, last), operations(make(w, last), size) / target
+    w = 4 * bisect.bisect(range(256), target, lo=2, key=lambda n: cost(4 * n, 8 * n)) - 4
+    above = 4 * bisect.bisect(range(2 * w), target, lo=w // 2, key=lambda n: cost(w, 4 * n))
+    last = min(above - 4, above, key=lambda last: abs(cost(w, last) - target))
+    return make(w, last), cost(w, last) / target
