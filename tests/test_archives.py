@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import data
-from helpers import little_memory_and_time
+from helpers import little_memory_and_no_hang
 from support import archives
 from support.cli import BadInput
 
@@ -195,7 +195,7 @@ def test_an_archive_is_read_an_image_at_a_time(kind):
         make(Path(f"a.{kind}"), {f"{i}.png": (content ^ i).tobytes() for i in range(n)})
         os._exit(0)
     os.waitpid(child, 0)
-    with little_memory_and_time(n * 2 ** 19, 60):
+    with little_memory_and_no_hang(n * 2 ** 19, 60):
         names = [name for name, *_ in archives.members(Path(f"a.{kind}"), lambda name: True)]
         assert len(names) == n
         for i, (name, found) in enumerate(archives.contents(Path(f"a.{kind}"), names)):
@@ -279,7 +279,7 @@ def test_an_encrypted_zip_and_a_zip_of_arrays_and_a_pipe():
     with pytest.raises(BadInput, match="no image of the all split in b.npz, nor of any other"):
         loaded("b.npz")
     os.mkfifo("c.tar")
-    with little_memory_and_time(), pytest.raises(BadInput, match="c.tar: neither a file nor a"):
+    with little_memory_and_no_hang(), pytest.raises(BadInput, match="c.tar: neither a file nor a"):
         loaded("c.tar")
 
 
@@ -308,7 +308,7 @@ def test_a_tar_of_nothing_but_zeros_is_no_bomb(monkeypatch, header):
         for _ in range(64):
             archive.fileobj.write(bytes(2 ** 20))
     said = "header of 67,108,864 bytes" if header else "67,108,864 bytes are no image"
-    with little_memory_and_time(2 ** 25), pytest.raises(BadInput, match=said):
+    with little_memory_and_no_hang(2 ** 25), pytest.raises(BadInput, match=said):
         loaded("a.tgz")
 
 
