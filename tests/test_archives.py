@@ -195,7 +195,7 @@ def test_an_archive_is_read_an_image_at_a_time(kind):
         make(Path(f"a.{kind}"), {f"{i}.png": (content ^ i).tobytes() for i in range(n)})
         os._exit(0)
     os.waitpid(child, 0)
-    with little_memory_and_no_hang(n * 2 ** 19, 60):
+    with little_memory_and_no_hang(n * 2 ** 19):
         names = [name for name, *_ in archives.members(Path(f"a.{kind}"), lambda name: True)]
         assert len(names) == n
         for i, (name, found) in enumerate(archives.contents(Path(f"a.{kind}"), names)):
