@@ -1,5 +1,6 @@
 """The demo: a hole painted on a page is filled as inpaint.py would; every refusal is one message;
 and in a real browser, if there is one, the pixels around the hole come back as they were."""
+import base64
 import io
 import os
 import re
@@ -9,18 +10,20 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from itertools import zip_longest
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+import data
 import inpaint
 import masks
+import methods
 from helpers import photograph, save_weights
 from support.cli import BadInput
 from tools import demo
@@ -40,19 +43,27 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def network(weights):
-    return inpaint.load_weights(weights)
+def model(weights):
+    return demo.load(weights)
 
 
 @pytest.fixture
-def fill(network, weights, tmp_path):
-    """demo.fill of a file, with a hole on its canvas or a family's name for one."""
-    def call(path, hole, name="keep", steps=3, samples=2, seed=0):
-        canvas = hole if isinstance(hole, dict) or hole is None else \
-            demo.canvas(demo.read_photograph(path)[1], hole)
-        return demo.fill(network, weights, "cpu", tmp_path, path, canvas, name, steps, samples,
-                         seed)
+def fill(model, tmp_path):
+    """demo.fill of a file, with a hole that was painted or a family's name for one."""
+    def call(path, hole, name="keep", steps=3, samples=2, seed=0, model=model):
+        if hole in masks.FAMILIES:
+            hole = demo.draw(hole, demo.read_photograph(path)[1].size)
+        return demo.fill(model, tmp_path, path, hole, name, steps, samples, seed)
     return call
+
+
+def stroke_of(size, *box):
+    """A hole as paint.js sends it: a box in shares of the canvas for a photograph of this size."""
+    width, height = demo.canvas_size(size)
+    layer = Image.new("RGBA", (width, height))
+    layer.paste(demo.PAINT, tuple(round(share * side) for share, side in
+                                  zip(box, (width, height, width, height))))
+    return demo.data_url(layer)
 
 
 # ---- without a page ----------------------------------------------------------------------------
@@ -61,11 +72,10 @@ def fill(network, weights, tmp_path):
 def test_a_hole_on_the_canvas_is_where_it_was_painted(size):
     """A quarter of the photograph is painted over on the canvas, whatever the photograph's size."""
     width, height = size
-    left, top, right, bottom = demo.place(size)
-    assert 0 <= left < right <= demo.CANVAS and 0 <= top < bottom <= demo.CANVAS
-    layer = Image.new("RGBA", (demo.CANVAS, demo.CANVAS))
-    layer.paste(demo.PAINT, (0, 0, (left + right) // 2, (top + bottom) // 2))
-    hole = demo.painted({"layers": [layer]}, size)
+    assert max(demo.canvas_size(size)) == demo.CANVAS
+    assert abs(np.log(width / height) - np.log(np.divide(*demo.canvas_size(size)))) < 0.01 or \
+        min(demo.canvas_size(size)) == demo.THINNEST                 # without bands
+    hole = demo.painted(stroke_of(size, 0, 0, 0.5, 0.5), size)
     assert hole.shape == (1, height, width)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     far = (y - height / 2).abs().gt(2) & (x - width / 2).abs().gt(2)      # from the painted edges
@@ -75,20 +85,40 @@ def test_a_hole_on_the_canvas_is_where_it_was_painted(size):
 @pytest.mark.parametrize("family", masks.FAMILIES)
 def test_a_drawn_hole_survives_the_canvas(family):
     torch.manual_seed(0)
-    canvas = demo.canvas(inpaint.astronaut().resize((300, 200)), family)
-    hole = demo.painted(canvas, (300, 200))
+    hole = demo.painted(demo.draw(family, (300, 200)), (300, 200))
     assert 0.02 < hole[..., 50:250].mean() < 0.9 and not hole[..., :50].any() and \
         not hole[..., 250:].any()                                    # in the centred square
-    assert np.asarray(canvas["background"])[320, 320, 3] == 255      # the photograph lies there
-    assert (np.asarray(canvas["layers"][0])[..., 3] > 0).mean() == pytest.approx(
-        float(hole.mean()) * 2 / 3, abs=0.02)
 
 
-@pytest.mark.parametrize("canvas", [None, {"layers": []},
-                                    demo.canvas(Image.new("RGB", (60, 40)))])
-def test_no_hole_is_said(fill, canvas):
+@pytest.mark.parametrize("hole", [None, "", stroke_of((156, 156), 0, 0, 0, 0)])
+def test_no_hole_is_said(fill, hole):
     with pytest.raises(BadInput, match="no hole yet"):
-        next(fill(None, canvas))
+        next(fill(None, hole))
+
+
+def eps(path, size=(640, 640)):
+    """A picture in PostScript, which Pillow gives to Ghostscript."""
+    Image.new("RGB", size).save(path, "EPS")
+    return path
+
+
+@pytest.mark.parametrize("hole", ["data:image/png;base64,AAAA", "data:,x", "x" * 99, "base64,%%%%",
+                                  stroke_of((90, 200), 0, 0, 1, 1), "jpeg", "eps", "text/plain"])
+def test_a_hole_that_the_page_did_not_paint_is_refused(fill, tmp_path, hole):
+    """Nothing is unpacked that is not of the canvas's size, and no other format is opened."""
+    if hole in ("jpeg", "eps"):
+        pixels = Image.new("RGB", (640, 640))
+        pixels.save(tmp_path / "a", hole)
+        hole = "data:image/png;base64," + base64.b64encode((tmp_path / "a").read_bytes()).decode()
+    with pytest.raises(BadInput, match="not what this page paints"):
+        next(fill(None, hole))
+
+
+def test_postscript_under_another_name_never_reaches_its_interpreter(fill, monkeypatch, tmp_path):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("reached"))
+    path = eps(tmp_path / "a.png", (64, 64))
+    with pytest.raises(BadInput, match="a.png: not a readable image"):
+        next(fill(path, stroke_of((64, 64), 0, 0, 1, 1)))
 
 
 @pytest.mark.parametrize("stem", ["a photo", "-o"])                  # the other is no flag
@@ -97,16 +127,17 @@ def test_the_command_that_is_shown_makes_the_same_files(fill, weights, as_user, 
     path = photograph(tmp_path / f"{stem}.jpg", 120, 90)
     *before, (state, pictures, command) = fill(path, "center", steps=4, seed=7)
     assert [Path(file).name for file, _ in pictures] == [
-        f"{stem}_{end}.png" for end in ("0", "1", "spread", "hole")]
+        f"{stem}_{end}.png" for end in ("input", "0", "1", "spread", "hole")]
     words = shlex.split(command)
     assert words[:2] == ["python", "inpaint.py"]
     status, printed, _ = as_user(inpaint, *words[2:], "--device", "cpu")     # beside the files
     assert status == 0
-    for end in ("0", "1", "hole"):
+    for end in ("input", "0", "1", "hole"):
         ours, theirs = (Image.open(folder / f"{stem}_{end}.png") for folder in
                         (tmp_path, tmp_path / "out"))
         assert (np.asarray(ours) == np.asarray(theirs)).all()
-        assert ours.text["command"] == command and len(ours.text["weights"]) == 64
+        assert ours.text["command"] == command and ours.text["seed"] == "7"
+        assert len(ours.text["weights"]) == 64
 
 
 def test_known_pixels_are_the_photographs_and_the_hole_is_new(fill, tmp_path):
@@ -122,73 +153,137 @@ def test_known_pixels_are_the_photographs_and_the_hole_is_new(fill, tmp_path):
     assert (grey == grey[:, :1]).all() and files["a_spread"][~known].std() > 10
 
 
-def test_every_network_call_is_shown_and_the_last_is_the_end(network, weights, tmp_path):
+def pictures_of(shown):
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(found)))) for found in
+            re.findall('base64,([^"]+)"', shown)]
+
+
+def test_every_network_call_is_shown_and_the_last_is_the_end(fill, model):
     def slow(*seen):
         time.sleep(0.2)                                              # for the page to keep up
-        return network[1](*seen)
-    states = [state for state, _, _ in demo.fill(
-        (network[0], slow, SIZE), weights, "cpu", tmp_path, None,
-        demo.canvas(inpaint.astronaut(), "center"), "keep", 5, 2, 0)]
-    assert all(total == 5 for _, _, total, _, _ in states)
+        return model.eps_model(*seen)
+    states = [state for state, _, _ in fill(None, "center", steps=5,
+                                            model=model._replace(eps_model=slow))]
+    assert all(total == 5 for _, _, total, _ in states)
     calls = [call for _, call, *_ in states]
     assert calls[0] == 0 and calls[-1] == 5 and calls == sorted(calls) and len(set(calls)) > 2
-    told, _, _, x, x0 = states[1]
-    assert x.shape == x0.shape == (2, 3, SIZE, SIZE) and re.match(r"t = \d+ of 20", told)
+    assert re.match(r"t = \d+ of 20", states[1][0])
     page = demo.chain(*states[1])
-    assert page.count("data:image/png;base64,") == 4 and '<progress max="5" value="1">' in page
+    assert '<progress max="5" value="1">' in page and "range" not in page
+    assert [one.shape for one in pictures_of(page)] == [(SIZE, SIZE, 3)] * 4
 
 
-@pytest.mark.parametrize("name", ["patchmatch", "biharmonic"])
-def test_a_method_without_the_network_fills_once(fill, name):
+def test_the_chain_can_be_looked_at_again_from_noise_to_the_fill(fill, model):
+    """One frame a call, the last one shown; of longer chains FRAMES, of which the last is the end.
+    A frame is x and x_0 of every sample; the last x is the fill, and the known pixels never change.
+    """
+    astronaut = inpaint.astronaut()
+    *_, (state, _, _) = fill(None, "center", steps=6)
+    frames, shown = state[3], demo.chain(*state)
+    assert len(frames) == 6 and 'max="5" value="5"' in shown
+    hidden = [" hidden" in one.partition(">")[0] for one in shown.split('<div class="frame"')[1:]]
+    assert hidden == [True] * 5 + [False]
+    first, last = (pictures_of(frame) for frame in (frames[0], frames[-1]))
+    method = methods.find("keep", model.ddpm, model.eps_model, 6)
+    hole = demo.painted(demo.draw("center", astronaut.size), astronaut.size)
+    _, _, part, fills = inpaint.complete(
+        method.inpaint, torch.from_numpy(np.array(astronaut)), hole, SIZE, 2, 0)
+    known = part[0].numpy() == 0
+    assert len(last) == 4 and all((last[k] == fills[k].numpy()).all() for k in range(2))
+    assert (first[0][known] == last[0][known]).all() and (first[0] != last[0])[~known].mean() > 0.9
+    for steps, number in ((demo.FRAMES, demo.FRAMES), (110, 18)):
+        watch = demo.Watch(steps)
+        for call in range(steps):
+            watch(steps - call - 1, torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
+        assert len(watch.film) in (number, number + 1) and "t = 0:" in watch.film[-1]
+
+
+def test_thumbnails_of_a_large_network_keep_its_noise():
+    x = torch.randn(3, 256, 256, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    (small,) = pictures_of(f'"{demo.thumbnail(x)}"')
+    assert small.shape == (demo.THUMBNAIL, demo.THUMBNAIL, 3)
+    assert small.std() == pytest.approx(data.to_uint8(x[None]).float().std().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["patchmatch", "biharmonic", "glcic"])
+def test_a_method_without_the_chain_fills_once_and_its_bar_ends_full(fill, name):
     *_, (state, pictures, command) = fill(None, "center", name)
-    assert [caption for _, caption in pictures] == ["fill 0", "hole"]
-    assert f"--method {name} --steps 3 --samples 1" in command and "1 fill ×" in state[0]
-    assert "value" not in demo.chain(*state)                         # no call, no share of them
+    assert [caption for _, caption in pictures] == ["original", "fill 0", "hole"]
+    assert f"--method {name} --steps 3 --samples 1" in command and "1 fill, " in state[0]
+    assert ("1 network call each" if name == "glcic" else "no network") in state[0]
+    assert '<progress max="1" value="1">' in demo.chain(*state)
 
 
-def test_the_methods_that_are_offered_need_no_training_images(network):
-    found = demo.ways(network)
-    assert set(found) >= {"keep", "replace", "repaint", "ddnm", "pigdm", "patchmatch", "biharmonic",
-                          "glcic", "encoder_decoder"}
-    assert not set(found) & {"mean", "ridge", "scene_completion"} and all(found.values())
+def test_the_methods_that_are_offered_need_no_training_images(model):
+    assert [*model.ways] == [*demo.WAYS] and all(model.ways.values())
+    assert not set(model.ways) & {"mean", "ridge", "scene_completion"}
+
+
+def test_weights_that_know_no_hole_are_served_at_their_own_size(model, fill):
+    """… and are said to know what they were trained on; ours, faces."""
+    unaware = SimpleNamespace(knows_hole=False)
+    assert [*demo.ways(model.ddpm, unaware)] == [name for name in demo.WAYS if name != "keep"]
+    assert "32×32" in demo.knowledge(model) and "weights.pt" in demo.knowledge(model)
+    assert str(Path(model.weights).parent) not in demo.knowledge(model)
+    ours = demo.knowledge(model._replace(weights=inpaint.WEIGHTS, size=64))
+    assert "faces" in ours and "64×64" in ours
+    *_, (state, pictures, command) = fill(None, "center", "pigdm")
+    assert "2 fills, 3 network calls each" in state[0] and f"--weights {model.weights}" in command
 
 
 @pytest.mark.parametrize("asked, said", [
     ({"steps": 0}, "steps"), ({"steps": 21}, "steps"), ({"samples": 0}, "samples"),
     ({"samples": 9}, "samples"), ({"seed": -1}, "seed"), ({"seed": None}, "seed"),
-    ({"name": "nobody"}, "nobody"), ({"path": "gone.png"}, "open it again"),
+    ({"steps": "3"}, "steps"), ({"samples": 2.5}, "samples"), ({"seed": [1]}, "seed"),
+    ({"name": "nobody"}, "the method is one of keep"), ({"name": "keep@3"}, "the method is one of"),
+    ({"name": "evil.py"}, "the method is one of"), ({"path": "gone.png"}, "open it again"),
+    ({"path": "long.png"}, "long.png: no side may be longer than 8,192"),
     ({"path": "text.png"}, "text.png: not a readable image"),
     ({"path": "huge.png"}, "huge.png: not a readable image .*limit")])
 def test_wrong_settings_and_files_are_said(fill, monkeypatch, tmp_path, asked, said):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500_000)
     Path("text.png").write_text("no image")
+    Path("evil.py").write_text("open('ran', 'w')")
     photograph("huge.png", 1200, 900)
-    canvas = demo.canvas(inpaint.astronaut(), "center")
+    Image.new("1", (8193, 9)).save("long.png")
+    hole = stroke_of((156, 156), 0.2, 0.2, 0.6, 0.6)
     with pytest.raises(BadInput, match=said):
-        list(fill(**{"path": None, "hole": canvas, **asked}))
+        list(fill(**{"path": None, "hole": hole, **asked}))
+    assert not Path("ran").exists()
 
 
 def test_a_thin_hole_is_said(fill, tmp_path):
     path = photograph(tmp_path / "a.png", 640, 640)
-    layer = Image.new("RGBA", (demo.CANVAS, demo.CANVAS))
-    layer.paste(demo.PAINT, (0, 300, demo.CANVAS, 301))
-    *_, (state, _, _) = fill(path, {"layers": [layer]})
+    *_, (state, _, _) = fill(path, stroke_of((640, 640), 0, 0.5, 1, 0.501))
     assert "too thin" in state[0]
 
 
-def test_when_nobody_watches_any_more_the_work_ends():
-    watch, begun, calls = demo.Watch(), threading.Event(), []
-
+def endless(watch, calls):
+    """Work of 1,000 calls that begins, and how many of them it has made."""
     def work():
         for call in range(1000):
             calls.append(call)
-            begun.set()
             time.sleep(0.01)
-            watch(call)
-    watched = watch.during(work)
+            watch(call, torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
+    return watch.during(work)
+
+
+def test_when_the_page_closes_the_work_ends():
+    watch, calls = demo.Watch(1000), []
+    watched = endless(watch, calls)
     next(watched)
     watched.close()                                                  # waits for the thread
+    ended = len(calls)
+    time.sleep(0.05)
+    assert ended == len(calls) < 100
+
+
+def test_when_nobody_listens_any_more_the_work_ends():
+    listening = iter([True] * 3)
+    watch, calls = demo.Watch(1000, lambda: next(listening, False)), []
+    with pytest.raises(BadInput, match="nobody was listening"):
+        list(endless(watch, calls))
     ended = len(calls)
     time.sleep(0.05)
     assert ended == len(calls) < 100
@@ -210,7 +305,7 @@ def test_two_at_once_do_not_mix(fill, tmp_path):
     def results(*paths):
         runs = zip_longest(*(fill(path, "center", seed=3) for path in paths))
         ends = [[found for found in run if found][-1] for run in zip(*runs)]
-        return [np.asarray(Image.open(pictures[0][0])) for _, pictures, _ in ends]
+        return [np.asarray(Image.open(pictures[1][0])) for _, pictures, _ in ends]
     together = results(*paths)
     for path, result in zip(paths, together):
         assert (results(path)[0] == result).all()

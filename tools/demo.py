@@ -129,13 +129,15 @@ def draw(family, size):
 def painted(url, size):
     """The hole in a data URL, opaque where it was painted: [1, H, W], at the photograph's own
     (width, height). Raises BadInput if it is empty, or not what paint.js sends."""
-    head, _, content = (url or "").partition("base64,")
     try:
-        layer = Image.open(io.BytesIO(base64.b64decode(content)), formats=["PNG"]) if url else None
-        if layer and (layer.size, layer.mode) != (canvas_size(size), "RGBA"):
-            raise ValueError("of another photograph")
-        hole = masks.from_image(layer.getchannel("A"), size)[0] if layer else torch.zeros(1)
-    except (OSError, ValueError, SyntaxError):
+        hole = torch.zeros(1)
+        if url:
+            content = base64.b64decode(url.removeprefix("data:image/png;base64,"), validate=True)
+            layer = Image.open(io.BytesIO(content), formats=["PNG"])
+            if (layer.size, layer.mode) != (canvas_size(size), "RGBA"):
+                raise ValueError("of another photograph")
+            hole = masks.from_image(layer.getchannel("A"), size)[0]
+    except (AttributeError, OSError, ValueError, SyntaxError):
         raise BadInput("the hole is not what this page paints: draw it again") from None
     if not hole.any():
         raise BadInput("there is no hole yet: paint over what is to be filled, or have one drawn")
@@ -392,9 +394,12 @@ def page(gr, model, listens=lambda session: True):
                     hide = gr.skip() if state[1] else gr.update(visible=False)
                     yield chain(*state), gr.update(interactive=True), hide, *[gr.skip()] * 5
 
-    def compare(files, event: gr.SelectData):
+    def compare(files, event: gr.EventData):
         with mistakes(gr):
-            return files[0], files[1 + event.index]
+            index = (event._data or {}).get("index")
+            if index not in range(len(files) - 2):                   # the first is the original
+                raise BadInput("there is no such fill")
+            return files[0], files[1 + index]
 
     with guard.blocks(gr, title="Paint a hole", analytics_enabled=False) as blocks:
         path, written = gr.State(), gr.State([])

@@ -19,6 +19,7 @@ import ipaddress
 import re
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -58,18 +59,27 @@ class Guard:
             return await answer(send, *refused)
         self.open[visitor] += 1
         self.streams[session] += 1
+        begun = []
+
+        async def forward(message):                                  # all but gradio's empty errors
+            begun.extend([True] * (message.get("status", 500) != 500))
+            if begun:
+                await send(message)
         try:
             async with asyncio.timeout(SECONDS if scope["method"] == "POST" else None):
-                await self.app(scope, receive, send)
-        except TimeoutError:
-            with suppress(RuntimeError):                             # if it has begun to answer
-                await answer(send, 408, "the request took too long")
+                await self.app(scope, receive, forward)
+        except Exception as error:
+            print(f"{scope['path']}: {type(error).__name__}: {error}", file=sys.stderr)
+        else:
+            begun.append(True)
         finally:
             self.open[visitor] -= 1
             self.streams[session] -= 1
             self.open, self.streams = +self.open, +self.streams      # without the zeros
             self.seen = {one: last for one, last in self.seen.items()
                          if time.monotonic() - last < 60} | {session: time.monotonic()}
+            if not begun:
+                await answer(send, 400, "this is not what the page sends, or it took too long")
 
     def refusal(self, scope, visitor):
         """(status, sentence), or None for what the page itself sends."""
