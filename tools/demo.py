@@ -8,6 +8,7 @@ gives out the hole and the command with which inpaint.py makes the same files. W
 send, and how long it is kept, is in tools/guard.py; the painting itself is in tools/page/paint.js.
 """
 import argparse
+import atexit
 import base64
 import contextlib
 import functools
@@ -80,6 +81,13 @@ def ways(ddpm, eps_model):
     texts = {name: (methods.NETWORK.get(name) or method).__doc__ for name, method in found.items()
              if hasattr(method, "inpaint")}
     return {name: " ".join(text.split("\n\n")[0].split()) for name, text in texts.items()}
+
+
+def method_called(name, model, steps, callback=None):
+    """Of those offered: `methods.find` would run any file that a visitor names."""
+    if name not in model.ways:
+        raise BadInput(f"the method is one of {', '.join(model.ways)}")
+    return methods.find(name, model.ddpm, model.eps_model, steps, callback=callback)
 
 
 # ---- a hole in a photograph --------------------------------------------------------------------
@@ -182,6 +190,8 @@ class Watch:
             self.closed = True
             while thread.is_alive() and not guard.ENDED.is_set():
                 thread.join(0.2)
+            if thread.is_alive():                                      # torch would abort at exit
+                atexit.register(os._exit, 130)
         if isinstance(self.result, Exception):
             raise self.result
 
@@ -193,24 +203,22 @@ class Watch:
         self.states.put(None)
 
 
-def fill(model, folder, path, drawn, name, steps, samples, seed, listens=lambda: True):
+def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lambda: True):
     """Fill what was painted, as inpaint.py would with these flags; raises BadInput.
 
     Yields (state, pictures, command). The state is what `chain` shows: a line, network calls so
     far, calls in all, and the chain's frames: the latest, and at the end all that are kept. Then
-    come what `write` has written into the folder and the command that makes the same, too.
+    come what `write` has written into new_folder() and the command that makes the same, too.
     """
     begun, (title, photograph) = time.time(), read_photograph(path)
     for what, value, least, most in (("steps", steps, 1, model.ddpm.T),
                                      ("samples", samples, 1, SAMPLES), ("seed", seed, 0, 10 ** 9)):
         if type(value) is not int or not least <= value <= most:
             raise BadInput(f"{what}: a whole number from {least} to {most:,}")
-    if name not in model.ways:
-        raise BadInput(f"the method is one of {', '.join(model.ways)}")
     hole, image = painted(drawn, photograph.size), torch.from_numpy(np.array(photograph))
-    total = methods.find(name, model.ddpm, model.eps_model, steps).CALLS
+    total = method_called(name, model, steps).CALLS
     watch = Watch(max(total, 1), listens)
-    method = methods.find(name, model.ddpm, model.eps_model, steps, callback=watch)
+    method = method_called(name, model, steps, watch)
     samples = samples if method.DRAWS else 1
     yield ("at work …", 0, watch.total, []), [], ""
     for t, latest in watch.during(inpaint.complete, method.inpaint, image, hole, model.size,
@@ -227,7 +235,7 @@ def fill(model, folder, path, drawn, name, steps, samples, seed, listens=lambda:
         "--method", name, "--steps", steps, "--samples", samples, "--seed", seed,
         *["--weights", model.weights] * (model.weights != inpaint.WEIGHTS)]))
     made = {**model.made, "seed": seed, "command": command}
-    pictures = write(Path(folder), stem, image, hole, box, fills, made)
+    pictures = write(new_folder(), stem, image, hole, box, fills, made)
     yield (status, watch.total, watch.total, watch.film), pictures, command
 
 
@@ -280,23 +288,13 @@ def chain(status, calls, total, film):
     return f'<div id="chain"><p>{status}</p>{bar}{frames}{slider * (last > 0)}</div>'
 
 
-# Scripts of the page: the slider below the chain; the result and the chain into view; what Stop
-# says; and a photograph that is dropped anywhere is opened, where the browser would leave the page.
+# Scripts: the slider below the chain, the chain and the result into view, and what Stop says.
 SCRUB = """element.addEventListener("input", event =>
     element.querySelectorAll(".frame").forEach((one, k) => one.hidden = k != event.target.value))"""
 INTO_VIEW = """() => {setTimeout(() => document.querySelector("%s")?.scrollIntoView(
     {behavior: "smooth", block: "%s"}), 300)}"""
 STOPPED = """shown => shown.replace("<p>at work …", "<p>stopped before the first call")
     .replace("<p>t =", "<p>stopped at t =").replace("<progress></progress>", "")"""
-DROPS = """<script>
-document.addEventListener("dragover", event => event.preventDefault())
-document.addEventListener("drop", event => {
-  event.preventDefault()
-  const input = document.querySelector("input[data-testid*=upload-button]")
-  input.files = event.dataTransfer.files
-  input.dispatchEvent(new Event("change"))
-})
-</script>"""
 
 
 # ---- the page ----------------------------------------------------------------------------------
@@ -377,15 +375,16 @@ def page(gr, model, listens=lambda session: True):
                                  photograph=shown(photograph))
 
     def suit(name):
-        method = methods.find(name, model.ddpm, model.eps_model, 1)
+        with mistakes(gr):
+            method = method_called(name, model, 1)
         return (model.ways[name], gr.update(interactive=name in methods.NETWORK),
                 *[gr.update(interactive=method.DRAWS)] * 2)
 
     def start(path, hole, name, steps, samples, seed, request: gr.Request):
-        folder = guard.folder()
         with mistakes(gr):
-            for state, pictures, command in fill(model, folder, path, hole, name, steps, samples,
-                                                 seed, lambda: listens(request.session_hash)):
+            for state, pictures, command in fill(model, guard.folder, path, hole, name, steps,
+                                                 samples, seed,
+                                                 lambda: listens(request.session_hash)):
                 files = [file for file, _ in pictures]
                 if pictures:
                     yield (chain(*state), gr.update(interactive=False), gr.update(visible=True),
@@ -450,8 +449,8 @@ def main():
             print("anybody who reaches this address can use the page; there is no password and no "
                   "encryption", file=sys.stderr)
         front = guard.Guard(BYTES + 4096, args.host)
-        front.serve(gr, page(gr, model, front.listens), args.host, args.port, head=DROPS,
-                    css_paths=FILES / "page.css",
+        front.serve(gr, page(gr, model, front.listens), args.host, args.port,
+                    head_paths=FILES / "head.html", css_paths=FILES / "page.css",
                     theme=gr.themes.Soft(font="system-ui", font_mono="monospace"))
 
 

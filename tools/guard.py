@@ -129,14 +129,16 @@ class Guard:
         self.app = gr.mount_gradio_app(
             fastapi.FastAPI(), blocks, "/", max_file_size=self.upload, ssr_mode=False,
             enable_monitoring=False, run_history=False, footer_links=[], **look)
-        config = uvicorn.Config(self, log_level="error", timeout_graceful_shutdown=2)
+
+        class Server(uvicorn.Server):
+            def handle_exit(self, *given):                           # a signal: the jobs end first
+                ENDED.set()
+                super().handle_exit(*given)
+        config = uvicorn.Config(self, log_level="critical", timeout_graceful_shutdown=2)
         threading.Thread(target=sweeping, daemon=True).start()
         with socket.create_server((host, port)) as listening:
             print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
-            try:
-                uvicorn.Server(config).run(sockets=[listening])
-            finally:
-                ENDED.set()
+            Server(config).run(sockets=[listening])
 
 
 def session_of(scope):
@@ -170,7 +172,7 @@ def sweep():
         with suppress(OSError):                                      # gone meanwhile
             found.append((path.lstat().st_mtime, path, path.is_dir(), path.lstat().st_size))
     for changed, path, is_dir, size in sorted(found, reverse=True):
-        total += size
+        total += 0 if is_dir else size
         with suppress(OSError):                                      # a folder that is not empty
             if is_dir and now - changed > LIFE:
                 path.rmdir()
