@@ -621,6 +621,7 @@ def shown(page, times):
 
 def stroke(page):
     """Paint a line across the middle of the photograph."""
+    page.locator("#editor canvas").scroll_into_view_if_needed()
     box = page.locator("#editor canvas").bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 60, y)

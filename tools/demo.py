@@ -448,7 +448,7 @@ def main():
         if args.host not in ("127.0.0.1", "localhost", "::1"):
             print("anybody who reaches this address can use the page; there is no password and no "
                   "encryption", file=sys.stderr)
-        front = guard.Guard(BYTES + 4096, args.host)
+        front = guard.Guard(BYTES, args.host)
         front.serve(gr, page(gr, model, front.listens), args.host, args.port,
                     head_paths=FILES / "head.html", css_paths=FILES / "page.css",
                     theme=gr.themes.Soft(font="system-ui", font_mono="monospace"))

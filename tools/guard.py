@@ -41,7 +41,7 @@ POST = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset)/?")
 
 
 class Guard:
-    """ASGI middleware before `app`. Uploads are of at most `upload` bytes; `name` is another name,
+    """ASGI middleware before `app`. A file is of at most `upload` bytes; `name` is another name,
     beside IP addresses, localhost and the machine's own, under which the page is reached."""
 
     def __init__(self, upload, name="localhost"):
@@ -98,7 +98,7 @@ class Guard:
         if not length.isdecimal() or "transfer-encoding" in headers:
             return 411, "a request must say its length"
         uploads = scope["path"].startswith("/gradio_api/upload")
-        if int(length) > (self.upload if uploads else REQUEST):
+        if int(length) > (self.upload + 4096 if uploads else REQUEST):    # its form, too
             return 413, "the request exceeds the maximum size"
         if time.monotonic() - self.hour > 3600:
             self.sent, self.hour = Counter(), time.monotonic()
