@@ -264,8 +264,8 @@ def frame(t, x, x0):
     def row(images, caption):
         row = "".join(f'<img alt="" src="{thumbnail(one)}">' for one in images)
         return f"<figure><figcaption>{caption}</figcaption><div>{row}</div></figure>"
-    return (row(x, f"after the call at t = {t}: <b>x</b>, less noisy") +
-            row(x0, "<b>x̂<sub>0</sub></b>, what the network takes it for"))
+    return (row(x, f"<b>x</b> after the step at t = {t}") +
+            row(x0, "<b>x̂<sub>0</sub></b>, the network's estimate of the clean image"))
 
 
 def thumbnail(image):
