@@ -4,10 +4,11 @@
     python -m tools.demo                             # and open the address that it prints
 
 It does what inpaint.py does with a photograph and a mask file, by the same functions; the page
-gives out the hole and the command with which inpaint.py makes the same files. A visitor's pictures
-lie in a temporary folder, for an hour or so, and it goes with the server.
+gives out the hole and the command with which inpaint.py makes the same files. What a visitor may
+send, and how long it is kept, is in tools/guard.py; the painting itself is in tools/page/paint.js.
 """
 import argparse
+import atexit
 import base64
 import contextlib
 import functools
@@ -18,11 +19,13 @@ import queue
 import shlex
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import support.threads
 
@@ -37,27 +40,56 @@ import masks
 import methods
 from support.cli import BadInput, check_range, device, run
 from support.files import provenance, write_png
+from support.foreign import local
+from support.runs import WEIGHTS_HELP
+from tools import guard
 
-BYTES, PIXELS = 2 ** 25, 2 ** 24      # of a photograph, at most
+BYTES, PIXELS, SIDE = 2 ** 25, 2 ** 24, 2 ** 13   # of a photograph, at most
 SAMPLES = 8                           # fills at a time, at most
+FRAMES, THUMBNAIL = 20, 96            # of the chain that are kept; their side, at most, in pixels
 AT_ONCE, WAITING = 2, 16              # visitors served, and in the queue
-CANVAS, THINNEST = 640, 48            # the editor's side; a photograph's in it, at least
+CANVAS, THINNEST = 640, 48            # the longer side of what is painted on; the shorter, at least
 PAINT = "#e4572e"
-STYLE = """
-.gradio-container {max-width: 1180px !important; margin: auto}
-#chain figure {margin: 10px 0 0} #chain progress {width: 100%}
-#chain div {display: grid; grid-template-columns: repeat(auto-fill, minmax(70px, 1fr)); gap: 4px}
-#chain img {width: 100%; image-rendering: pixelated; border-radius: 3px}
-#fills .grid-wrap {min-height: 0 !important}
-#fills .grid-container {
-  grid-template-columns: repeat(auto-fill, minmax(min(44%, 160px), 1fr)) !important}
-#files tr, #files td {padding-block: 2px}
-#files .label-clear-button, #editor button[aria-label="Clear canvas"] {display: none}
-"""
-# A picture dropped on the editor would be seen there, and the one before it be filled.
-NO_DROPS = """<script>
-document.addEventListener("drop", event => event.stopPropagation(), true)
-</script>"""
+FILES = Path(__file__).parent / "page"
+# Best first: CRPS at 20 steps (docs/calls.md), then of one fill (docs/benchmark.md).
+WAYS = {"keep": "the network knows the hole",
+        "pigdm": "guided towards the known pixels",
+        "repaint": "noised and denoised again and again",
+        "ddnm": "known pixels in every estimate",
+        "replace": "known pixels noised and pasted",
+        "encoder_decoder": "one call, a blur",
+        "glcic": "one call, with an adversary",
+        "biharmonic": "a smooth surface, nothing learnt",
+        "patchmatch": "patches of the picture itself",
+        "masked": "the hole, left grey"}
+
+# What is served: the network as `load_weights` gives it, where it runs, its --weights as named,
+# its provenance, and the methods that it can be used with: {name: what it says of itself}.
+Model = namedtuple("Model", "ddpm eps_model size device weights made ways")
+
+
+def load(weights=inpaint.WEIGHTS, where="cpu"):
+    path = local(weights)
+    ddpm, eps_model, size = inpaint.load_weights(path, where)
+    return Model(ddpm, eps_model, size, where, weights, provenance(path, 0), ways(ddpm, eps_model))
+
+
+def ways(ddpm, eps_model):
+    """{name: what it says of itself} of the methods that need no training images, best first."""
+    names = sorted(methods.METHODS, key=lambda name: [*WAYS, name].index(name))
+    if not methods.knows_hole(eps_model):
+        names.remove("keep")
+    found = {name: methods.find(name, ddpm, eps_model, 1) for name in names}
+    texts = {name: (methods.NETWORK.get(name) or method).__doc__ for name, method in found.items()
+             if hasattr(method, "inpaint")}
+    return {name: " ".join(text.split("\n\n")[0].split()) for name, text in texts.items()}
+
+
+def method_called(name, model, steps, callback=None):
+    """Of those offered: `methods.find` would run any file that a visitor names."""
+    if name not in model.ways:
+        raise BadInput(f"the method is one of {', '.join(model.ways)}")
+    return methods.find(name, model.ddpm, model.eps_model, steps, callback=callback)
 
 
 # ---- a hole in a photograph --------------------------------------------------------------------
@@ -71,40 +103,52 @@ def read_photograph(path):
     except OSError:
         raise BadInput("the photograph is no longer here: open it again") from None
     file.name = Path(path).name                                      # for messages
-    return file.name, data.open_image(file)
+    picture = data.open_image(file)
+    if max(picture.size) > SIDE:
+        raise BadInput(f"{file.name}: no side may be longer than {SIDE:,} pixels")
+    return file.name, picture
 
 
-def place(size):
-    """Where a photograph of this size lies on the canvas: (left, top, right, bottom)."""
-    width, height = (max(round(CANVAS * side / max(size)), THINNEST) for side in size)
-    left, top = (CANVAS - width) // 2, (CANVAS - height) // 2
-    return left, top, left + width, top + height
+def canvas_size(size):
+    """(width, height) of what is painted on, for a photograph of this size."""
+    return tuple(max(round(CANVAS * side / max(size)), THINNEST) for side in size)
 
 
-def canvas(photograph, family=None):
-    """What the editor shows: the photograph, in the middle of a square, and as a layer above it a
-    hole of the family, in the photograph's largest square. (Of a picture that is no square, gradio
-    6.31 shows such a layer twice, once in the wrong place.)"""
-    left, top, right, bottom = place(photograph.size)
-    background, hole = Image.new("RGBA", (CANVAS, CANVAS)), Image.new("L", (CANVAS, CANVAS))
-    background.paste(photograph.resize((right - left, bottom - top)), (left, top))
-    if family:
-        x, y, end, _ = data.window((right - left, bottom - top))
-        drawn = masks.MASKS[family](1, end - x)[0, 0]
-        hole.paste(Image.fromarray((255 * drawn).byte().numpy()), (left + x, top + y))
+def data_url(picture, kind="PNG"):
+    file = io.BytesIO()
+    picture.save(file, kind, quality=90)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def shown(photograph):
+    """The photograph that the hole is painted on, as a data URL."""
+    return data_url(photograph.resize(canvas_size(photograph.size)), "JPEG")
+
+
+def draw(family, size):
+    """A hole of the family in the largest square of a photograph of this size, as it is painted."""
+    hole = Image.new("L", canvas_size(size))
+    x, y, end, _ = data.window(hole.size)
+    drawn = masks.MASKS[family](1, end - x)[0, 0]
+    hole.paste(Image.fromarray((255 * drawn).byte().numpy()), (x, y))
     layer = Image.new("RGBA", hole.size, PAINT)
     layer.putalpha(hole)
-    return {"background": background, "layers": [layer],
-            "composite": Image.alpha_composite(background, layer)}
+    return data_url(layer)
 
 
-def painted(canvas, size):
-    """The hole that the editor's layers cover, [1, H, W], at the photograph's own (width, height).
-    Raises BadInput if it is empty."""
-    hole = torch.zeros(1, *reversed(size))
-    for layer in canvas["layers"] if canvas else []:
-        layer = layer.getchannel("A").crop(place(size))
-        hole = torch.maximum(hole, masks.from_image(layer, size)[0])
+def painted(url, size):
+    """The hole in a data URL, opaque where it was painted: [1, H, W], at the photograph's own
+    (width, height). Raises BadInput if it is empty, or not what paint.js sends."""
+    try:
+        hole = torch.zeros(1)
+        if url:
+            content = base64.b64decode(url.removeprefix("data:image/png;base64,"), validate=True)
+            layer = Image.open(io.BytesIO(content), formats=["PNG"])
+            if (layer.size, layer.mode) != (canvas_size(size), "RGBA"):
+                raise ValueError("of another photograph")
+            hole = masks.from_image(layer.getchannel("A"), size)[0]
+    except (AttributeError, OSError, ValueError, SyntaxError):
+        raise BadInput("the hole is not what this page paints: draw it again") from None
     if not hole.any():
         raise BadInput("there is no hole yet: paint over what is to be filled, or have one drawn")
     return hole
@@ -113,72 +157,96 @@ def painted(canvas, size):
 # ---- filling it, watched -----------------------------------------------------------------------
 
 class Watch:
-    """A method's callback. `during(work, *given)` runs work(*given) in a thread and yields what the
-    callback was last called with, whenever it was; closed early, it ends the work at the next call.
-    Then `result` is what work returned; what it raised is raised."""
+    """A method's callback: callback(t, x, x0) keeps every state as HTML, FRAMES of them, evenly
+    spaced, of the `total` calls. `during(work, *given)` runs work(*given) in a thread and yields
+    the latest state whenever there is a new one; then `result` is what work returned, and what it
+    raised is raised. Closed early, or once `listens()` is false, it ends the work at its next call
+    and waits for that, unless the server ends.
+    """
 
-    def __init__(self):
-        self.calls, self.states, self.closed, self.result = 0, queue.SimpleQueue(), False, None
+    def __init__(self, total=1, listens=lambda: True):
+        self.every, self.listens, self.film, self.calls = -(-total // FRAMES), listens, [], 0
+        self.total, self.states, self.closed, self.result = total, queue.SimpleQueue(), False, None
 
-    def __call__(self, *state):
+    def __call__(self, t, x, x0):
         if self.closed:
             raise InterruptedError("nobody is watching")
         self.calls += 1
+        state = t, frame(t, x, x0)
+        if self.calls % self.every == 0 or self.calls == self.total:
+            self.film.append(state[1])
         self.states.put(state)
 
     def during(self, work, *given):
-        with ThreadPoolExecutor(1) as pool:
-            done = pool.submit(work, *given)
-            done.add_done_callback(lambda _: self.states.put(None))
-            try:
-                for state in iter(self.states.get, None):
-                    if self.states.empty():                            # else the page is behind
+        thread = threading.Thread(target=self.run, args=(work, *given), daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive() or not self.states.empty():
+                with contextlib.suppress(queue.Empty):
+                    state = self.states.get(timeout=0.2)
+                    if self.states.empty() and state:                  # else the page is behind
                         yield state
-            finally:
-                self.closed = True
-        self.result = done.result()
+                if not self.listens():
+                    raise BadInput("nobody was listening any more")
+        finally:
+            self.closed = True
+            while thread.is_alive() and not guard.ENDED.is_set():
+                thread.join(0.2)
+            if thread.is_alive():                                      # torch would abort at exit
+                atexit.register(os._exit, 130)
+        if isinstance(self.result, Exception):
+            raise self.result
+
+    def run(self, work, *given):
+        try:
+            self.result = work(*given)
+        except Exception as error:
+            self.result = error
+        self.states.put(None)
 
 
-def fill(network, weights, where, folder, path, canvas, name, steps, samples, seed):
-    """Fill the hole on the canvas, as inpaint.py would with these flags; raises BadInput.
+def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lambda: True):
+    """Fill what was painted, as inpaint.py would with these flags; raises BadInput.
 
-    Yields (state, pictures, command). The state is a line, network calls so far, calls in all, and
-    the last call's x and x0, [samples, 3, size, size] in [-1, 1], or nothing yet. At the end come
-    what `write` has written into the folder and the command that makes the same; until then, none.
+    Yields (state, pictures, command). The state is what `chain` shows: a line, network calls so
+    far, calls in all, and the chain's frames: the latest, and at the end all that are kept. Then
+    come what `write` has written into new_folder() and the command that makes the same, too.
     """
-    begun, watch = time.time(), Watch()
-    ddpm, eps_model, size = network
-    title, photograph = read_photograph(path)
-    hole, image = painted(canvas, photograph.size), torch.from_numpy(np.array(photograph))
-    if seed is None or not 0 <= seed <= 10 ** 9 or not 1 <= samples <= SAMPLES:
-        raise BadInput(f"samples are 1 … {SAMPLES}, and the seed is a whole number up to 10⁹")
-    method = methods.find(name, ddpm, eps_model, steps, callback=watch)
+    begun, (title, photograph) = time.time(), read_photograph(path)
+    for what, value, least, most in (("steps", steps, 1, model.ddpm.T),
+                                     ("samples", samples, 1, SAMPLES), ("seed", seed, 0, 10 ** 9)):
+        if type(value) is not int or not least <= value <= most:
+            raise BadInput(f"{what}: a whole number from {least} to {most:,}")
+    hole, image = painted(drawn, photograph.size), torch.from_numpy(np.array(photograph))
+    total = method_called(name, model, steps).CALLS
+    watch = Watch(max(total, 1), listens)
+    method = method_called(name, model, steps, watch)
     samples = samples if method.DRAWS else 1
-    x = x0 = ()
-    yield ("at work …", 0, method.CALLS, x, x0), [], ""
-    for t, x, x0 in watch.during(inpaint.complete, method.inpaint, image, hole, size, samples, seed,
-                                 where):
-        yield (f"t = {t} of {ddpm.T}", watch.calls, method.CALLS, x, x0), [], ""
+    yield ("at work …", 0, watch.total, []), [], ""
+    for t, latest in watch.during(inpaint.complete, method.inpaint, image, hole, model.size,
+                                  samples, seed, model.device):
+        yield (f"t = {t} of {model.ddpm.T}", watch.calls, watch.total, [latest]), [], ""
     box, _, part, fills = watch.result
-    status = (f"{samples} fill{'s' * (samples > 1)} × {method.CALLS} network calls: "
-            f"{time.time() - begun:.1f} s")
+    calls = f"{total} network call{'s' * (total > 1)}" if total else "no network"
+    status = f"{samples} fill{'s' * (samples > 1)}, {calls} each: {time.time() - begun:.1f} s"
     if not part.any():
         status += "; the hole is too thin for the network, and blurred over"
     stem, here = Path(title).stem, "./" * title.startswith("-")   # else it would be read as a flag
     command = shlex.join(map(str, [
         "python", "inpaint.py", *[here + title] * bool(path), "--mask", f"{here}{stem}_hole.png",
         "--method", name, "--steps", steps, "--samples", samples, "--seed", seed,
-        *["--weights", weights] * (weights != inpaint.WEIGHTS)]))
-    made = {**provenance(weights, seed), "command": command}
-    pictures = write(Path(folder), stem, image, hole, box, fills, made)
-    yield (status, watch.calls, method.CALLS, x, x0), pictures, command
+        *["--weights", model.weights] * (model.weights != inpaint.WEIGHTS)]))
+    made = {**model.made, "seed": seed, "command": command}
+    pictures = write(new_folder(), stem, image, hole, box, fills, made)
+    yield (status, watch.total, watch.total, watch.film), pictures, command
 
 
 def write(folder, stem, image, hole, box, fills, made):
-    """The fills, their spread, bright in the hole of the dimmed photograph, and the hole, as PNGs
-    that say how they were made: [(file, caption)]."""
-    pictures = {f"{k}": (inpaint.paste(image, hole, box, filled), f"fill {k}")
-                for k, filled in enumerate(fills)}
+    """The photograph, its fills, their spread, bright in the hole of the dimmed photograph, and the
+    hole, as PNGs that say how they were made: [(file, caption)], in this order."""
+    pictures = {"input": (image, "original")}
+    pictures |= {f"{k}": (inpaint.paste(image, hole, box, filled), f"fill {k}")
+                 for k, filled in enumerate(fills)}
     if len(fills) > 1:
         spread = inpaint.spread_of(fills.numpy())
         heat = matplotlib.colormaps["magma"](spread / max(spread.max(), 1), bytes=True)[..., :3]
@@ -191,113 +259,172 @@ def write(folder, stem, image, hole, box, fills, made):
     return [(str(folder / f"{stem}_{end}.png"), caption) for end, (_, caption) in pictures.items()]
 
 
+# ---- the chain ---------------------------------------------------------------------------------
+
+def frame(t, x, x0):
+    """One state of the reverse process as HTML: every sample as it is, and as it may end."""
+    def row(images, caption):
+        row = "".join(f'<img alt="" src="{thumbnail(one)}">' for one in images)
+        return f"<figure><figcaption>{caption}</figcaption><div>{row}</div></figure>"
+    return (row(x, f"<b>x</b> after the step at t = {t}") +
+            row(x0, "<b>x̂<sub>0</sub></b>, the network's estimate of the clean image"))
+
+
+def thumbnail(image):
+    """An image [3, size, size] in [-1, 1] as a data URL; nearest neighbours keep noise noisy."""
+    picture = Image.fromarray(data.to_uint8(image[None])[0].cpu().numpy())
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.NEAREST)
+    return data_url(picture)
+
+
+def chain(status, calls, total, film):
+    """The reverse process as HTML: how far it is, its last frame, and a slider to the others."""
+    bar = f'<progress max="{total}" value="{calls}"></progress>'
+    if not calls:
+        bar = "<progress></progress>"                                  # it moves, with no end
+    last = len(film) - 1
+    frames = "".join(f'<div class="frame" {"hidden" * (k < last)}>{one}</div>'
+                     for k, one in enumerate(film))
+    slider = (f'<input type="range" max="{last}" value="{last}" aria-label="the chain, from noise '
+              'to the fill"><div class="ends"><span>noise</span><span>the fill</span></div>')
+    return f'<div id="chain"><p>{status}</p>{bar}{frames}{slider * (last > 0)}</div>'
+
+
+# Scripts: the slider below the chain, the chain and the result into view, and what Stop says.
+SCRUB = """element.addEventListener("input", event =>
+    element.querySelectorAll(".frame").forEach((one, k) => one.hidden = k != event.target.value))"""
+INTO_VIEW = """() => {setTimeout(() => document.querySelector("%s")?.scrollIntoView(
+    {behavior: "smooth", block: "%s"}), 300)}"""
+STOPPED = """shown => shown.replace("<p>at work …", "<p>stopped before the first call")
+    .replace("<p>t =", "<p>stopped at t =").replace("<progress></progress>", "")"""
+
+
 # ---- the page ----------------------------------------------------------------------------------
 
-def chain(status, calls, total, x, x0):
-    """The reverse process as HTML: how far it is, and every sample as it is and as it may end."""
-    def row(images, caption):
-        pictures = "".join(f'<img alt="" src="data:image/png;base64,{png(one)}">' for one in images)
-        return f"<figure><figcaption>{caption}</figcaption><div>{pictures}</div></figure>"
-    rows = (row(x, "<b>x<sub>t</sub></b>, the image at noise level t") +
-            row(x0, "<b>x̂<sub>0</sub></b>, what the network takes it for")
-            if len(x) else "")
-    value = f'value="{calls}"' if calls else ""
-    bar = f'<progress max="{max(total, 1)}" {value}></progress>'
-    return f'<div id="chain">{status}{bar}{rows}</div>'
+def knowledge(model):
+    """What the network can do, in a line."""
+    known = "faces, cropped as in CelebA" if model.weights == inpaint.WEIGHTS else \
+        f"what {Path(model.weights).name} was trained on"
+    return (f"The network knows **{known}**, at **{model.size}×{model.size} pixels**: it paints "
+            "nothing else, and a larger hole is filled at that size and enlarged, so it is soft.")
 
 
-def png(image):
-    file = io.BytesIO()
-    Image.fromarray(data.to_uint8(image[None])[0].cpu().numpy()).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+def asking(gr, model):
+    """The controls: what is asked for."""
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            editor = gr.HTML(
+                "", html_template=(FILES / "paint.html").read_text(), apply_default_css=False,
+                js_on_load=(FILES / "paint.js").read_text(), elem_id="editor", paint=PAINT,
+                photograph=shown(inpaint.astronaut()))
+            gr.Markdown("Paint over what is to be filled, or have a hole drawn:")
+            with gr.Row(elem_id="families"):
+                drawn = {family: gr.Button(family, size="sm", min_width=60)
+                         for family in masks.FAMILIES}
+            upload = gr.UploadButton("Open a photograph of your own", size="sm",
+                                     file_types=list(data.SUFFIXES))
+            gr.Markdown(knowledge(model))
+        with gr.Column(scale=2, min_width=320):
+            first = next(iter(model.ways))
+            method = gr.Dropdown([(f"{name}: {WAYS[name]}" if name in WAYS else name, name)
+                                  for name in model.ways], value=first, label="Method")
+            text = gr.Markdown(model.ways[first])
+            steps = gr.Slider(1, model.ddpm.T, min(20, model.ddpm.T), step=1, label="Steps",
+                              info="levels of noise; a network call each, more for repaint")
+            samples = gr.Slider(1, SAMPLES, 4, step=1, label="Samples",
+                                info="fills, each from its own noise")
+            seed = gr.Number(0, minimum=0, maximum=10 ** 9, precision=0, label="Seed",
+                             info="the same seed, the same fills")
+            with gr.Row():
+                button = gr.Button("Fill the hole", variant="primary", elem_id="fill", scale=3)
+                stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=60, interactive=False)
+            live = gr.HTML(js_on_load=SCRUB, apply_default_css=False)
+    return SimpleNamespace(**locals())
 
 
-def ways(network):
-    """{method: what it says of itself}, of those that need no training images."""
-    ddpm, eps_model, _ = network
-    found = {name: methods.find(name, ddpm, eps_model, 1) for name in methods.METHODS}
-    texts = {name: (methods.NETWORK.get(name) or method).__doc__ for name, method in found.items()
-             if hasattr(method, "inpaint")}
-    return {name: " ".join(text.split("\n\n")[0].split()) for name, text in texts.items()}
-
-
-def page(gr, network, weights, where):
-    """The page, as gradio's Blocks."""
-    about = ways(network)
-
-    @contextlib.contextmanager
-    def mistakes():
-        try:
-            yield
-        except (BadInput, OSError) as error:
-            raise gr.Error(html.escape(str(error)), print_exception=False) from None
-
-    def show(path, family=None):
-        with mistakes(), tempfile.TemporaryDirectory() as folder:
-            def file(picture, name):      # gradio's own would be written while others read it
-                picture.save(Path(folder) / name)
-                return str(Path(folder) / name)
-            value = canvas(read_photograph(path)[1], family)
-            yield path, {"background": file(value["background"], "photograph.png"),
-                         "layers": [file(layer, "hole.png") for layer in value["layers"]],
-                         "composite": file(value["composite"], "both.png")}
-
-    def start(*asked):
-        with mistakes(), tempfile.TemporaryDirectory() as folder:
-            for state, pictures, command in fill(network, weights, where, folder, *asked):
-                if state[1] and not pictures:                        # in the midst of it
-                    yield chain(*state), *[gr.skip()] * 4
-                else:
-                    yield (chain(*state), gr.update(visible=bool(pictures)), pictures[:-1],
-                           [file for file, _ in pictures], command)
-
-    with gr.Blocks(title="Paint a hole", analytics_enabled=False,
-                   delete_cache=(600, 3600)) as blocks:                              # seconds
-        path = gr.State()
-        gr.Markdown("# Paint a hole\nNoise goes into it, and a network that has only seen faces "
-                    "removes the noise step by step; the pixels around it stay what they are.")
-        with gr.Row():
-            with gr.Column(scale=3):
-                editor = gr.ImageEditor(
-                    canvas(inpaint.astronaut()), type="pil", format="png", sources=(), layers=False,
-                    transforms=(), buttons=[], show_label=False, height="min(540px, 92vw)",
-                    elem_id="editor", canvas_size=(CANVAS, CANVAS),
-                    brush=gr.Brush(default_size=48, colors=[PAINT], color_mode="fixed"))
-                gr.Markdown("Paint over what is to be filled, or have a hole drawn:")
-                with gr.Row():
-                    drawn = {family: gr.Button(family or "none", size="sm", min_width=60)
-                             for family in (*masks.FAMILIES, None)}
-                upload = gr.UploadButton("Open a photograph of your own", size="sm",
-                                         file_types=list(data.SUFFIXES))
-            with gr.Column(scale=2):
-                method = gr.Dropdown(list(about), value="keep", label="Method")
-                text = gr.Markdown(about["keep"])
-                steps = gr.Slider(1, network[0].T, 20, step=1, label="Steps",
-                                  info="network calls a fill")
-                samples = gr.Slider(1, SAMPLES, 4, step=1, label="Samples",
-                                    info="fills, each from its own noise")
-                seed = gr.Number(0, minimum=0, maximum=10 ** 9, precision=0, label="Seed",
-                                 info="the same seed, the same fills")
-                with gr.Row():
-                    button = gr.Button("Fill the hole", variant="primary", elem_id="fill", scale=3)
-                    stop = gr.Button("Stop", scale=1, min_width=60)
-                live = gr.HTML()
-        with gr.Column(visible=False) as outcome:
-            gallery = gr.Gallery(show_label=False, format="png", elem_id="fills", height="auto",
-                                 object_fit="contain", interactive=False)
-            files = gr.File(label="Download, without loss", file_count="multiple", elem_id="files",
+def answering(gr):
+    """What comes back: a fill beside the original, all of them, and the files."""
+    with gr.Column(visible=False, elem_id="outcome") as outcome:
+        gr.Markdown("Left of the line the original, right of it a fill: click one below.")
+        compared = gr.ImageSlider(show_label=False, interactive=False, max_height=540,
+                                  buttons=["fullscreen"], elem_id="compared")
+        fills = gr.Gallery(show_label=False, elem_id="fills", height="auto", buttons=[],
+                           object_fit="contain", interactive=False, allow_preview=False)
+        with gr.Accordion("Downloads, and the same from the command line", open=False):
+            files = gr.File(label="Without loss", file_count="multiple", elem_id="files",
                             interactive=False)
-            command = gr.Textbox(label="The same from the command line", buttons=["copy"],
-                                 interactive=False)
-        upload.upload(show, upload, [path, editor], show_progress="hidden")
-        for family, each in drawn.items():
-            each.click(functools.partial(show, family=family), path, [path, editor],
-                       show_progress="hidden")
-        method.change(about.get, method, text)
-        running = button.click(start, [path, editor, method, steps, samples, seed],
-                               [live, outcome, gallery, files, command],
-                               concurrency_limit=AT_ONCE, show_progress_on=live)
-        stop.click(None, cancels=[running])
+            command = gr.Textbox(label="Command", buttons=["copy"], interactive=False)
+    return SimpleNamespace(**locals())
+
+
+@contextlib.contextmanager
+def mistakes(gr):
+    """What is wrong becomes a message on the page, without a path of this machine."""
+    try:
+        yield
+    except BadInput as error:
+        raise gr.Error(html.escape(str(error)), print_exception=False) from None
+    except OSError as error:
+        raise gr.Error(f"the server: {error.strerror}", print_exception=False) from None
+
+
+def page(gr, model, listens=lambda session: True):
+    """The page, as gradio's Blocks; listens(session) says whether that visitor is still there."""
+    def show(path, family=None):
+        with mistakes(gr):
+            photograph = read_photograph(path)[1]
+            return path, gr.HTML(draw(family, photograph.size) if family else "",
+                                 photograph=shown(photograph))
+
+    def suit(name):
+        with mistakes(gr):
+            method = method_called(name, model, 1)
+        return (model.ways[name], gr.update(interactive=name in methods.NETWORK),
+                *[gr.update(interactive=method.DRAWS)] * 2)
+
+    def start(path, hole, name, steps, samples, seed, request: gr.Request):
+        with mistakes(gr):
+            for state, pictures, command in fill(model, guard.folder, path, hole, name, steps,
+                                                 samples, seed,
+                                                 lambda: listens(request.session_hash)):
+                files = [file for file, _ in pictures]
+                if pictures:
+                    yield (chain(*state), gr.update(interactive=False), gr.update(visible=True),
+                           files[:2], pictures[1:-1], files[1:], command, files)
+                else:
+                    hide = gr.skip() if state[1] else gr.update(visible=False)
+                    yield chain(*state), gr.update(interactive=True), hide, *[gr.skip()] * 5
+
+    def compare(files, event: gr.EventData):
+        with mistakes(gr):
+            index = (event._data or {}).get("index")
+            if index not in range(len(files) - 2):                   # the first is the original
+                raise BadInput("there is no such fill")
+            return files[0], files[1 + index]
+
+    with guard.blocks(gr, title="Paint a hole", analytics_enabled=False) as blocks:
+        path, written = gr.State(), gr.State([])
+        gr.Markdown("# Paint a hole\nNoise goes into it, and a network removes the noise step by "
+                    "step; the pixels around it stay what they are.")
+        ask, answer = asking(gr, model), answering(gr)
+        ask.upload.upload(show, ask.upload, [path, ask.editor], show_progress="hidden")
+        for family, button in ask.drawn.items():
+            button.click(functools.partial(show, family=family), path, [path, ask.editor],
+                         show_progress="hidden")
+        ask.method.change(suit, ask.method, [ask.text, ask.steps, ask.samples, ask.seed],
+                          show_progress="hidden")
+        ask.button.click(None, js=INTO_VIEW % ("#chain", "nearest"))
+        running = ask.button.click(
+            start, [path, ask.editor, ask.method, ask.steps, ask.samples, ask.seed],
+            [ask.live, ask.stop, answer.outcome, answer.compared, answer.fills, answer.files,
+             answer.command, written], concurrency_limit=AT_ONCE, show_progress="hidden")
+        idle = gr.update(interactive=False)
+        running.then(lambda: idle, None, ask.stop, js=INTO_VIEW % ("#outcome", "start"),
+                     show_progress="hidden")
+        ask.stop.click(None, cancels=[running])
+        ask.stop.click(None, ask.live, ask.live, js=STOPPED)
+        ask.stop.click(lambda: idle, None, ask.stop)
+        answer.fills.select(compare, written, answer.compared, show_progress="hidden")
     return blocks.queue(max_size=WAITING)
 
 
@@ -306,27 +433,27 @@ def main():
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     add("--port", type=int, default=7860)
-    add("--weights", default=inpaint.WEIGHTS, help="a weights.pt or checkpoint.pt of train.py's")
+    add("--weights", default=inpaint.WEIGHTS, help=WEIGHTS_HELP)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     check_range(args, 1, 65_535, "port")
     socket.create_server((args.host, args.port)).close()             # or an OSError that says why
-    network = inpaint.load_weights(args.weights, device(args.device))
+    model = load(args.weights, device(args.device))
     Image.MAX_IMAGE_PIXELS = PIXELS // 2                             # Pillow refuses twice as many
     signal.signal(signal.SIGTERM, signal.default_int_handler)        # the folder goes then, too
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        os.environ.update(GRADIO_TEMP_DIR=guard.FOLDER, GRADIO_ANALYTICS_ENABLED="False")
         try:
             import gradio as gr
         except ImportError:
             raise BadInput("gradio is missing: pip install -r requirements-demo.txt") from None
-        page(gr, network, args.weights, args.device).launch(
-            server_name=args.host, server_port=args.port, share=False, max_file_size=BYTES,
-            prevent_thread_lock=True, quiet=True, ssr_mode=False, enable_monitoring=False,
-            run_history=False, footer_links=[], css=STYLE, head=NO_DROPS,
-            theme=gr.themes.Soft(font="system-ui", font_mono="monospace"))
-        print(f"http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
-        threading.Event().wait()
+        if args.host not in ("127.0.0.1", "localhost", "::1"):
+            print("anybody who reaches this address can use the page; there is no password and no "
+                  "encryption", file=sys.stderr)
+        front = guard.Guard(BYTES, args.host)
+        front.serve(gr, page(gr, model, front.listens), args.host, args.port,
+                    head_paths=FILES / "head.html", css_paths=FILES / "page.css",
+                    theme=gr.themes.Soft(font="system-ui", font_mono="monospace"))
 
 
 if __name__ == "__main__":
