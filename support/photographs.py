@@ -25,7 +25,7 @@ MASK = "_mask"                # face_mask.png, face_mask001.png are masks of fac
 class Photograph:
     """A picture in its own kind: grey or colour, transparent or not, of 8 bits or, if grey, 16;
     with the colour profile or gamma by which it is shown. `rgb`, uint8 [H, W, 3], is what methods
-    see."""
+    see; `size` is (width, height)."""
 
     def __init__(self, picture):
         self.info = picture.info
@@ -37,7 +37,7 @@ class Photograph:
             self.mode = ("L" if grey else "RGB") + "A" * picture.has_transparency_data
             flat = data.to_rgb(picture) if picture.mode[0] in "IF" else picture
             self.own = np.asarray(flat.convert(self.mode))
-        self.rgb = torch.from_numpy(np.array(data.to_rgb(picture)))
+        self.rgb, self.size = torch.from_numpy(np.array(data.to_rgb(picture))), picture.size
 
     def filled(self, hole=None, fill=None):
         """As a Pillow picture of its own kind: with `fill`, uint8 [H, W, 3], in the hole

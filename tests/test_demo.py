@@ -190,7 +190,7 @@ def test_the_chain_can_be_looked_at_again_from_noise_to_the_fill(fill, model):
     first, last = (pictures_of(frame) for frame in (frames[0], frames[-1]))
     method = methods.find("keep", model.ddpm, model.eps_model, 6)
     hole = demo.painted(demo.draw("center", astronaut.size), astronaut.size)
-    _, _, part, fills = inpaint.complete(
+    _, [(_, _, part, fills)] = inpaint.complete(
         method.inpaint, torch.from_numpy(np.array(astronaut)), hole, SIZE, 2, 0)
     known = part[0].numpy() == 0
     assert len(last) == 4 and all((last[k] == fills[k].numpy()).all() for k in range(2))
@@ -257,10 +257,11 @@ def test_wrong_settings_and_files_are_said(fill, monkeypatch, tmp_path, asked, s
     assert not Path("ran").exists()
 
 
-def test_a_thin_hole_is_said(fill, tmp_path):
+def test_a_thin_hole_is_filled_in_several_windows_and_the_bar_ends_full(fill, tmp_path):
     path = photograph(tmp_path / "a.png", 640, 640)
-    *_, (state, _, _) = fill(path, stroke_of((640, 640), 0, 0.5, 1, 0.501))
-    assert "too thin" in state[0]
+    *_, ((status, done, total, _), _, _) = fill(path, stroke_of((640, 640), 0, 0.5, 1, 0.501))
+    calls = int(re.search(r"(\d+) network calls each", status)[1])
+    assert done == total == calls and calls >= 10 * 5 and "too thin" not in status
 
 
 def endless(watch, calls):

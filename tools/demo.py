@@ -38,9 +38,11 @@ import data
 import inpaint
 import masks
 import methods
+import windows
 from support.cli import BadInput, check_range, device, run
 from support.files import provenance, write_png
 from support.foreign import local
+from support.photographs import Photograph
 from support.runs import WEIGHTS_HELP
 from tools import guard
 
@@ -95,18 +97,18 @@ def method_called(name, model, steps, callback=None):
 # ---- a hole in a photograph --------------------------------------------------------------------
 
 def read_photograph(path):
-    """(name, picture) of a file that was uploaded; the astronaut for None. Raises BadInput."""
+    """(name, Photograph) of a file that was uploaded; the astronaut for None. Raises BadInput."""
     if path is None:
-        return "astronaut", inpaint.astronaut()
+        return "astronaut", Photograph(inpaint.astronaut())
     try:
         file = io.BytesIO(Path(path).read_bytes())
     except OSError:
         raise BadInput("the photograph is no longer here: open it again") from None
     file.name = Path(path).name                                      # for messages
-    picture = data.open_image(file)
+    picture = data.decode(file)
     if max(picture.size) > SIDE:
         raise BadInput(f"{file.name}: no side may be longer than {SIDE:,} pixels")
-    return file.name, picture
+    return file.name, Photograph(picture)
 
 
 def canvas_size(size):
@@ -121,8 +123,9 @@ def data_url(picture, kind="PNG"):
 
 
 def shown(photograph):
-    """The photograph that the hole is painted on, as a data URL."""
-    return data_url(photograph.resize(canvas_size(photograph.size)), "JPEG")
+    """The Photograph that the hole is painted on, as a data URL."""
+    picture = Image.fromarray(photograph.rgb.numpy())
+    return data_url(picture.resize(canvas_size(picture.size)), "JPEG")
 
 
 def draw(family, size):
@@ -217,19 +220,20 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
                                      ("samples", samples, 1, SAMPLES), ("seed", seed, 0, 10 ** 9)):
         if type(value) is not int or not least <= value <= most:
             raise BadInput(f"{what}: a whole number from {least} to {most:,}")
-    hole, image = painted(drawn, photograph.size), torch.from_numpy(np.array(photograph))
-    total = method_called(name, model, steps).CALLS
+    hole, method = painted(drawn, photograph.size), method_called(name, model, steps)
+    size = None if method.ANY_SIZE else model.size
+    total = method.CALLS * len(windows.plan(hole, size or inpaint.OWN))
     watch = Watch(max(total, 1), listens)
     method = method_called(name, model, steps, watch)
     samples = samples if method.DRAWS else 1
     yield ("at work …", 0, watch.total, []), [], ""
-    for t, latest in watch.during(inpaint.complete, method.inpaint, image, hole, model.size,
+    for t, latest in watch.during(inpaint.complete, method.inpaint, photograph.rgb, hole, size,
                                   samples, seed, model.device):
         yield (f"t = {t} of {model.ddpm.T}", watch.calls, watch.total, [latest]), [], ""
-    box, _, part, fills = watch.result
+    fills, views = watch.result
     calls = f"{total} network call{'s' * (total > 1)}" if total else "no network"
     status = f"{samples} fill{'s' * (samples > 1)}, {calls} each: {time.time() - begun:.1f} s"
-    if not part.any():
+    if not any(part.any() for _, _, part, _ in views):
         status += "; the hole is too thin for the network, and blurred over"
     stem, here = Path(title).stem, "./" * title.startswith("-")   # else it would be read as a flag
     command = shlex.join(map(str, [
@@ -237,25 +241,25 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
         "--method", name, "--steps", steps, "--samples", samples, "--seed", seed,
         *["--weights", model.weights] * (model.weights != inpaint.WEIGHTS)]))
     made = {**model.made, "seed": seed, "command": command}
-    pictures = write(new_folder(), stem, image, hole, box, fills, made)
+    pictures = write(new_folder(), stem, photograph, hole, fills, made)
     yield (status, watch.total, watch.total, watch.film), pictures, command
 
 
-def write(folder, stem, image, hole, box, fills, made):
+def write(folder, stem, photograph, hole, fills, made):
     """The photograph, its fills, their spread, bright in the hole of the dimmed photograph, and the
     hole, as PNGs that say how they were made: [(file, caption)], in this order."""
-    pictures = {"input": (image, "original")}
-    pictures |= {f"{k}": (inpaint.paste(image, hole, box, filled), f"fill {k}")
+    pictures = {"input": (photograph.filled(), "original")}
+    pictures |= {f"{k}": (photograph.filled(hole, filled), f"fill {k}")
                  for k, filled in enumerate(fills)}
     if len(fills) > 1:
         spread = inpaint.spread_of(fills.numpy())
         heat = matplotlib.colormaps["magma"](spread / max(spread.max(), 1), bytes=True)[..., :3]
-        dim = (image.float().mean(dim=-1, keepdim=True) / 3).byte().expand_as(image)
-        heat = inpaint.paste(dim, hole, box, torch.from_numpy(heat.copy()))
-        pictures["spread"] = heat, f"spread 0 … {spread.max():.0f}"
-    pictures["hole"] = (255 * hole[0]).byte(), "hole"
-    for end, (pixels, _) in pictures.items():
-        write_png(Image.fromarray(pixels.numpy()), folder / f"{stem}_{end}.png", made)
+        dim = (photograph.rgb.float().mean(dim=-1, keepdim=True) / 3).byte()
+        heat = np.where(hole[0, :, :, None].numpy() > 0, heat, dim.numpy())
+        pictures["spread"] = Image.fromarray(heat), f"spread 0 … {spread.max():.0f}"
+    pictures["hole"] = Image.fromarray((255 * hole[0]).byte().numpy()), "hole"
+    for end, (picture, _) in pictures.items():
+        write_png(picture, folder / f"{stem}_{end}.png", made)
     return [(str(folder / f"{stem}_{end}.png"), caption) for end, (_, caption) in pictures.items()]
 
 
@@ -316,7 +320,7 @@ def asking(gr, model):
             editor = gr.HTML(
                 "", html_template=(FILES / "paint.html").read_text(), apply_default_css=False,
                 js_on_load=(FILES / "paint.js").read_text(), elem_id="editor", paint=PAINT,
-                photograph=shown(inpaint.astronaut()))
+                photograph=shown(Photograph(inpaint.astronaut())))
             gr.Markdown("Paint over what is to be filled, or have a hole drawn:")
             with gr.Row(elem_id="families"):
                 drawn = {family: gr.Button(family, size="sm", min_width=60)
@@ -429,7 +433,7 @@ def page(gr, model, listens=lambda session: True):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     add("--port", type=int, default=7860)
