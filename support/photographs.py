@@ -104,7 +104,7 @@ def walk(folder, out=""):
     """The images in a folder and those below it, sorted; not those in `out`."""
     for place, names in archives.walk(Path(folder), {Path(out).resolve()}):
         for name in names:
-            if data.is_image(name) and not name.startswith("."):
+            if data.is_image(name) and not name.startswith(".") and (place / name).is_file():
                 yield place / name
 
 

@@ -280,7 +280,7 @@ def test_debug_shows_the_traceback_behind_a_line(tmp_path, monkeypatch, weights)
     assert refused((status, said), "nothing.jpg: no such file")
     monkeypatch.setenv("DEBUG", "1")
     status, said = life(inpaint.main, *argv)
-    assert status and "Traceback" in said and "open_image" in said
+    assert status and "Traceback" in said and "in decode" in said
 
 
 # ---- streams -----------------------------------------------------------------------------------
