@@ -425,9 +425,8 @@ def page(gr, model, listens=lambda session: True):
         idle = gr.update(interactive=False)
         running.then(lambda: idle, None, ask.stop, js=INTO_VIEW % ("#outcome", "start"),
                      show_progress="hidden")
-        ask.stop.click(None, cancels=[running])
-        ask.stop.click(None, ask.live, ask.live, js=STOPPED)
-        ask.stop.click(lambda: idle, None, ask.stop)
+        cancelled = ask.stop.click(None, cancels=[running])           # a frame may still arrive
+        cancelled.then(lambda: idle, None, ask.stop).then(None, ask.live, ask.live, js=STOPPED)
         answer.fills.select(compare, written, answer.compared, show_progress="hidden")
     return blocks.queue(max_size=WAITING)
 
