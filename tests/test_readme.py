@@ -24,6 +24,7 @@ SMALL = {"train.py": "--steps 2 --limit 3 --size 16 --widths 8 --patch 1 --batch
          "inpaint.py": "--steps 2 --samples 1",
          "evaluate.py": "--limit 3 --steps 2 --samples 2 --masks center --batch 2",
          "tools.demo": ""}
+KINDS = "kills", "faults", "strangers", "windows", "demo"      # whose tests docs/faults.md names
 README, FAULTS = ((ROOT / name).read_text() for name in ("README.md", "docs/faults.md"))
 COMMANDS = re.findall(r"^ {4}(?:\./run )?python (?:-m )?(([\w.]+)[^#\n]*)", README, re.MULTILINE)
 BLOCKS = [re.sub("^ {4}", "", block, flags=re.MULTILINE)
@@ -66,7 +67,7 @@ def test_what_the_course_table_names_is_there():
 def test_each_row_of_what_was_tried_names_tests():
     words = re.findall(r"\| `\"?([^`|]+?)\"?` \|$", FAULTS, re.MULTILINE)
     assert len(words) > 10
-    names = [name for kind in ("kills", "faults", "strangers") for name in re.findall(
+    names = [name for kind in KINDS for name in re.findall(
         r"^def (test_\w+)", (ROOT / f"tests/test_{kind}.py").read_text(), re.MULTILINE)]
     for word in " or ".join(words).split(" or "):
         assert any(word in name for name in names), word
