@@ -101,7 +101,7 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
     hole at that size, that is what was seen.
     """
     fills, left, views = photograph.repeat(samples, 1, 1, 1), hole.clone(), []
-    for box, cell in windows.plan(hole, size or OWN, face):
+    for box, cell in plan(hole, size, face):
         shape = size, size
         if size is None:
             box = windows.clip(box, hole.shape[1:])
@@ -115,6 +115,13 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
         windows.crop(left[0], cell).zero_()
         views.append((box, seen[0], part, drawn))
     return fills, views
+
+
+def plan(hole, size=None, face=None):
+    """The windows in which `complete` fills a hole, as from windows.plan."""
+    if size is None:
+        return windows.plan(hole, OWN)
+    return windows.plan(hole, size, face or windows.face_in(*hole.shape[1:]))
 
 
 def astronaut():
@@ -281,7 +288,7 @@ def calls(method, samples, batch):
 def fill_one(args, method, size, samples, bar, name, photograph, hole):
     """Fill a photograph's hole and write the results, moving the bar along."""
     done, work = bar.n, calls(method, samples, args.batch)
-    work *= max(1, len(windows.plan(hole, size or OWN, args.face)))
+    work *= max(1, len(plan(hole, size, args.face)))
     bar.total += work - calls(method, samples, args.batch)
     fills, views = complete(method.inpaint, photograph.rgb, hole, size, samples, args.seed,
                             args.device, args.batch, args.face)

@@ -31,17 +31,22 @@ def plan(hole, size, face=None):
 
     face  (left, top, side) of the square that shows a face as the network knows them, if known
     """
-    found, (height, width) = hole[0].numpy() > 0, hole.shape[1:]
+    found = hole[0].numpy() > 0
     parts = [*apart(found, size // 2)]
-    if face is None and (height == width or (width, height) == data.ALIGNED):
-        left, top, right, _ = data.window((width, height))
-        face = left, top, right - left
     if face:
         box = face[1], face[0], face[2], face[2]
         finest = [min(FINEST * max(part[2:]), largest(found, part, size)) for part in parts]
         if parts and inside(bounds(found), box) and face[2] <= max(size, min(finest)):
             return [(box, bounds(found))]
     return [window for part in parts for window in cover(found, part, size)]
+
+
+def face_in(height, width):
+    """(left, top, side) of the face in a photograph of CelebA's, or one that is square; else None.
+    """
+    if height == width or (width, height) == data.ALIGNED:
+        left, top, right, _ = data.window((width, height))
+        return left, top, right - left
 
 
 def bounds(found):

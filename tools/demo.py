@@ -38,7 +38,6 @@ import data
 import inpaint
 import masks
 import methods
-import windows
 from support.cli import BadInput, check_range, device, run
 from support.files import provenance, write_png
 from support.foreign import local
@@ -222,7 +221,7 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
             raise BadInput(f"{what}: a whole number from {least} to {most:,}")
     hole, method = painted(drawn, photograph.size), method_called(name, model, steps)
     size = None if method.ANY_SIZE else model.size
-    total = method.CALLS * len(windows.plan(hole, size or inpaint.OWN))
+    total = method.CALLS * len(inpaint.plan(hole, size))
     watch = Watch(max(total, 1), listens)
     method = method_called(name, model, steps, watch)
     samples = samples if method.DRAWS else 1
