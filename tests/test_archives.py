@@ -258,7 +258,8 @@ def test_a_flipped_bit_is_noticed(kind):
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
     (b"7z\xbc\xaf\x27\x1c", "7-Zip"), (b"Rar!\x1a\x07", "RAR"), (b"PKunzip", "neither"),
     (b"\x28\xb5\x2f\xfd" + bytes(99), "zstd"), (b"ARROW1\0\0", "save it as parquet"),
-    (gzip.compress(b"an image's pixels" * 99, mtime=0), "the tar is damaged, incomplete or of a sort")])
+    (gzip.compress(b"an image's pixels" * 99, mtime=0),
+     "the tar is damaged, incomplete or of a sort")])
 @pytest.mark.parametrize("name", ["celeba.zip", "celeba.tgz", "train.parquet", "photo.xyz"])
 def test_something_else_is_called_what_it_is(content, said, name):
     Path(name).write_bytes(content)
