@@ -3,13 +3,13 @@ from collections import Counter
 
 import pytest
 import torch
-from test_ddpm import F64, two_pixels
 from torch.testing import assert_close
 
 import methods
 from ddpm import DDPM, PREDICTIONS
 from schedules import cosine_betas, rescaled_betas
 from support.cli import BadInput
+from worlds import F64, two_pixels
 
 EXACT = pytest.mark.parametrize("name", methods.NETWORK)
 
