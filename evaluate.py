@@ -393,6 +393,14 @@ def parse():
     check_range(args, 0, 1, "eta")
     device(args.device)
     name_masks(args)
+    name_methods(args)
+    if len({Path(name).stem for name in args.features or ()}) < len(args.features or ()):
+        raise BadInput("--features: two networks of one name; rename a file")
+    return args
+
+
+def name_methods(args):
+    """args.methods, checked: those named, or the default; and args.read, those in --from."""
     args.read = []
     if args.read_from:
         folder = Path(args.read_from) / args.masks[0]
@@ -409,9 +417,6 @@ def parse():
     if twice:
         raise BadInput(f"two methods are called {min(twice)} (real images are the method real): "
                        "rename a file or a folder")
-    if len({Path(name).stem for name in args.features or ()}) < len(args.features or ()):
-        raise BadInput("--features: two networks of one name; rename a file")
-    return args
 
 
 def name_masks(args):
