@@ -97,7 +97,9 @@ def life(main, *argv, sabotage=None, moment=None):
             os._exit(status)
     os.close(screen)
     if moment is not None:
-        time.sleep(moment)
+        end, left = time.monotonic() + moment, os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while time.monotonic() < end and not os.waitid(os.P_PID, child, left):
+            time.sleep(0.01)
         os.kill(child, signal.SIGKILL)
     with open(ours, errors="replace") as told:
         said = told.read()
