@@ -28,8 +28,9 @@ JUMP, REPEATS = 10, 10                  # of repaint
 def keep(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
     """Known pixels are kept, clean, at every step, and the network knows the hole.
 
-    As in TD-Paint (Mayet et al. 2024, arXiv:2410.09306). A perfect denoiser of such an image, clean beside noisy,
-    gives the exact score of the fills (EPS: Mammadov et al. 2026, arXiv:2606.17048)."""
+    As in TD-Paint (Mayet et al. 2024, arXiv:2410.09306). A perfect denoiser of such an image, clean
+    beside noisy, gives the exact score of the fills (EPS: Mammadov et al. 2026, arXiv:2606.17048).
+    """
     return ddpm.sample(eps_model, image, hole, steps, eta, generator, callback)
 
 
