@@ -166,3 +166,11 @@ def test_attention_is_where_it_is_asked_for():
     net = UNet(64, 2, (8, 8, 8), 1, attention=(16,))
     has = [isinstance(b.attention, SelfAttention) for b in net.modules() if isinstance(b, ResBlock)]
     assert has == [False, True, False, True, False, False, True, False]
+
+
+def test_maps_of_one_pixel_are_refused():
+    """They can be trained on, in batches, but not fill one image: there is nothing to normalize."""
+    with pytest.raises(ValueError, match="maps of one pixel"):
+        UNet(8, 2, [8, 8, 8], 1)
+    UNet(16, 2, [8, 8, 8], 1)(torch.zeros(1, 3, 16, 16), torch.zeros(1).long(),
+                              torch.ones(1, 1, 16, 16))
