@@ -88,12 +88,12 @@ def noise_seed(seed, known, hole, k):
 
 
 def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu", batch=BATCH,
-             face=None):
+             planned=None):
     """Fill the hole of one photograph, uint8 [H, W, 3]; hole [1, H, W]; the rest as for `fill`.
 
-    size  of the network, which sees the photograph through windows.py; None: the method takes any
-          size, and sees the photograph's own pixels, reduced only in windows of over OWN
-    face  (left, top, side) of the square with the face, if known
+    size     of the network, which sees the photograph through windows.py; None: the method takes
+             any size, and sees the photograph's own pixels, reduced only in windows of over OWN
+    planned  what `plan` gave, if it has been called already, or for a known face
 
     Returns (fills, views): uint8 [samples, H, W, 3], exactly the photograph outside the hole; and,
     for every window, its box in the photograph, what the method saw there, uint8 [h, w, 3], the
@@ -101,7 +101,7 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
     hole at that size, that is what was seen.
     """
     fills, left, views = photograph.repeat(samples, 1, 1, 1), hole.clone(), []
-    for box, cell in plan(hole, size, face):
+    for box, cell in plan(hole, size) if planned is None else planned:
         shape = size, size
         if size is None:
             box = windows.clip(box, hole.shape[1:])
@@ -287,11 +287,11 @@ def calls(method, samples, batch):
 
 def fill_one(args, method, size, samples, bar, name, photograph, hole):
     """Fill a photograph's hole and write the results, moving the bar along."""
-    done, work = bar.n, calls(method, samples, args.batch)
-    work *= max(1, len(plan(hole, size, args.face)))
+    planned, done = plan(hole, size, args.face), bar.n
+    work = calls(method, samples, args.batch) * max(1, len(planned))
     bar.total += work - calls(method, samples, args.batch)
     fills, views = complete(method.inpaint, photograph.rgb, hole, size, samples, args.seed,
-                            args.device, args.batch, args.face)
+                            args.device, args.batch, planned)
     bar.update(done + work - bar.n)
     if not any(part.any() for _, _, part, _ in views):
         bar.write(f"{name}: the hole is " + ("too thin for the network, and blurred over"

@@ -221,13 +221,14 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
             raise BadInput(f"{what}: a whole number from {least} to {most:,}")
     hole, method = painted(drawn, photograph.size), method_called(name, model, steps)
     size = None if method.ANY_SIZE else model.size
-    total = method.CALLS * len(inpaint.plan(hole, size))
+    planned = inpaint.plan(hole, size)
+    total = method.CALLS * len(planned)
     watch = Watch(max(total, 1), listens)
     method = method_called(name, model, steps, watch)
     samples = samples if method.DRAWS else 1
     yield ("at work …", 0, watch.total, []), [], ""
     for t, latest in watch.during(inpaint.complete, method.inpaint, photograph.rgb, hole, size,
-                                  samples, seed, model.device):
+                                  samples, seed, model.device, inpaint.BATCH, planned):
         yield (f"t = {t} of {model.ddpm.T}", watch.calls, watch.total, [latest]), [], ""
     fills, views = watch.result
     calls = f"{total} network call{'s' * (total > 1)}" if total else "no network"
