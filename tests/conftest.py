@@ -68,3 +68,15 @@ def weights(tmp_path_factory):
     path = save_weights(tmp_path_factory.mktemp("weights"), seed=0)
     inpaint.load_weights(path)                               # nobody may not import what this does
     return path
+
+
+@pytest.fixture(scope="session")
+def weights_32(tmp_path_factory):
+    """Of a network for images of 32×32 pixels; those of `weights` have 16×16."""
+    return save_weights(tmp_path_factory.mktemp("weights"), 32)
+
+
+@pytest.fixture
+def fill_as_user(weights_32, as_user):
+    """Run inpaint.py, with those weights, with arguments."""
+    return lambda *argv: as_user(inpaint, "--weights", weights_32, "--device", "cpu", *argv)

@@ -13,7 +13,7 @@ import masks
 import methods
 import train
 from ddpm import DDPM
-from helpers import photograph, save_weights
+from helpers import photograph
 from schedules import cosine_betas
 from support import runs
 from unet import UNet
@@ -21,16 +21,10 @@ from unet import UNet
 SIZE = 32
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_weights(tmp_path_factory.mktemp("weights"), SIZE)
-
-
 @pytest.fixture
-def command(weights, as_user):
-    """Run inpaint.py with arguments."""
-    return lambda *argv: as_user(inpaint, "--weights", weights, "--steps", 3, "--device", "cpu",
-                                 *argv)
+def command(fill_as_user):
+    """Run inpaint.py with arguments, three calls a fill."""
+    return lambda *argv: fill_as_user("--steps", 3, *argv)
 
 
 def read(path):
@@ -121,8 +115,8 @@ def test_photographs_of_every_mode(command, tmp_path, mode, name):
         assert (read("out/a_input.png") == 40_000).all()
 
 
-def test_fills_larger_than_a_batch_equal_those_of_a_smaller_one(weights):
-    ddpm, net, _ = inpaint.load_weights(weights)
+def test_fills_larger_than_a_batch_equal_those_of_a_smaller_one(weights_32):
+    ddpm, net, _ = inpaint.load_weights(weights_32)
     images, hole = data.synthetic(3, SIZE), masks.random(3, SIZE, torch.Generator().manual_seed(0))
     keep = methods.find("keep", ddpm, net, 4, 1.0).inpaint
     together = inpaint.fill(keep, images, hole, samples=3)

@@ -9,23 +9,17 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 import data
 import inpaint
-from helpers import photograph, save_weights
+from helpers import photograph
 
 SIZE = 32
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GREY = SRGB[:16] + b"GRAY" + SRGB[20:]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return save_weights(tmp_path_factory.mktemp("weights"), SIZE)
-
-
 @pytest.fixture
-def command(weights, as_user):
+def command(fill_as_user):
     """Run inpaint.py with arguments, two calls a fill."""
-    return lambda *argv: as_user(inpaint, "--weights", weights, "--steps", 2, "--device", "cpu",
-                                 "--samples", 1, *argv)
+    return lambda *argv: fill_as_user("--steps", 2, "--samples", 1, *argv)
 
 
 def mask_file(path, width=80, height=60, box=(30, 20, 50, 40), inside=255, outside=0):
