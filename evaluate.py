@@ -53,6 +53,7 @@ from support.files import (
     write_png,
 )
 from support.foreign import local
+from support.photographs import MASK
 from support.runs import WEIGHTS_HELP
 
 DEFAULT = ("keep", "biharmonic", "mean", "masked")
@@ -135,7 +136,7 @@ def read_holes(path, n, size, crop):
     from its start again. Cut as photographs are, resized as by masks.from_image; white = fill."""
     files = [path] if path.is_file() else sorted(
         file for file in path.iterdir() if file.suffix.lower() in data.SUFFIXES)
-    files = [file for file in files if "_mask" in file.stem] or files
+    files = [file for file in files if MASK in file.stem] or files
     if not files:
         raise BadInput(f"--masks {path}: no image in it ({', '.join(data.SUFFIXES)})")
 
