@@ -53,7 +53,7 @@ from support.files import (
     write_png,
 )
 from support.foreign import local
-from support.photographs import MASK
+from support.photographs import MASK, open_mask
 from support.runs import WEIGHTS_HELP
 
 DEFAULT = ("keep", "biharmonic", "mean", "masked")
@@ -133,7 +133,8 @@ def read_holes(path, n, size, crop):
     """Holes [n, 1, size, size] from one mask for all, or from a folder of masks (where some are
     called *_mask*, as LaMa has them beside its photographs, from those). In the order of their
     names: spread evenly over a folder that holds more than n, as NVIDIA's is sorted by area; else
-    from its start again. Cut as photographs are, resized as by masks.from_image; white = fill."""
+    from its start again. Cut as photographs are, resized as by masks.from_image; white, or paint
+    on a transparent ground, is filled."""
     files = [path] if path.is_file() else sorted(
         file for file in path.iterdir() if file.suffix.lower() in data.SUFFIXES)
     files = [file for file in files if MASK in file.stem] or files
@@ -142,7 +143,7 @@ def read_holes(path, n, size, crop):
 
     @functools.cache
     def read(file):
-        picture = data.open_image(file, background="black").convert("L")
+        picture = open_mask(file)
         hole = masks.from_image(picture.crop(data.window(picture.size, crop)), (size, size))
         if not hole.any():
             raise BadInput(f"{file}: no hole is left of it at {size}×{size} pixels; white is what "

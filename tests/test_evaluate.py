@@ -445,6 +445,14 @@ def test_of_more_masks_than_images_every_so_many_is_used_and_lamas_by_their_name
     assert (evaluate.read_holes(tmp_path, 4, 16, "centre140").sum(dim=(1, 2, 3)) / 16 == 12).all()
 
 
+def test_paint_on_a_transparent_ground_is_the_hole_as_it_is_to_inpaint(tmp_path):
+    layer = Image.new("RGBA", (16, 16))
+    layer.paste((40, 0, 0, 255), (0, 0, 4, 16))
+    layer.save(tmp_path / "painted.png")
+    hole = evaluate.read_holes(tmp_path / "painted.png", 1, 16, "centre140")
+    assert torch.equal(hole, (torch.arange(16) < 4).float().expand(1, 1, 16, 16))
+
+
 def test_a_mask_without_a_hole_and_a_folder_without_a_mask_are_refused(command):
     Image.new("L", (8, 8)).save("black.png")
     Path("empty").mkdir()
