@@ -447,7 +447,7 @@ def test_of_more_masks_than_images_every_so_many_is_used_and_lamas_by_their_name
 
 def test_paint_on_a_transparent_ground_is_the_hole_as_it_is_to_inpaint(tmp_path):
     layer = Image.new("RGBA", (16, 16))
-    layer.paste((40, 0, 0, 255), (0, 0, 4, 16))
+    layer.paste((0, 0, 0, 255), (0, 0, 4, 16))
     layer.save(tmp_path / "painted.png")
     hole = evaluate.read_holes(tmp_path / "painted.png", 1, 16, "centre140")
     assert torch.equal(hole, (torch.arange(16) < 4).float().expand(1, 1, 16, 16))
