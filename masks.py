@@ -13,7 +13,7 @@ a share of the image (mean [range]); at small sizes rounding to pixels adds up t
 Every size is a share of the image's side, so a family looks alike at 64 pixels and at 256. All
 holes of a batch are drawn at once from one table of uniform numbers, a row an image (`uniform`):
 the same seed gives the same holes on any device, and the hole of an image does not depend on how
-many others are drawn beside it.
+many others are drawn beside it. docs/older-ways.md sets these families beside published masks.
 """
 import math
 
