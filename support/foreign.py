@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm import DDPM
 from schedules import cosine_betas, linear_betas
@@ -22,6 +23,7 @@ from support.cli import BadInput
 from support.files import check_finite, no_pipe, read_tensors, reading, rebuild
 from support.guided_diffusion import ADM, architecture
 
+PIXELS = 2 ** 16        # of images in the network's memory: one of 256×256 (docs/speed.md)
 NAME = "diffusion_pytorch_model"
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
@@ -34,11 +36,20 @@ class Unconditional(nn.Module):
 
     knows_hole = False
 
-    def __init__(self, network):
+    def __init__(self, network, size):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
+        self.at_once = max(1, PIXELS // size ** 2)            # images
 
     def forward(self, x, t, hole):
+        """`at_once` images at a time; a backward pass through more recomputes them in turn."""
+        parts = [*zip(x.split(self.at_once), t.split(self.at_once))]
+        if len(parts) > 1 and torch.is_grad_enabled():
+            return torch.cat([checkpoint(self.estimate, *part, use_reentrant=False)
+                              for part in parts])
+        return torch.cat([self.estimate(*part) for part in parts])
+
+    def estimate(self, x, t):
         output = self.network(x, t)
         return getattr(output, "sample", output)[:, :3]     # after them, the learned variance
 
@@ -85,7 +96,7 @@ def load_diffusers(folder, device="cpu"):
             raise ValueError("settings out of range")
         net = rebuild(lambda **given: model.from_config(given), settings, tensors)
     check_finite(folder, tensors)
-    return process(folder, unet, device), Unconditional(net).to(device), size
+    return process(folder, unet, device), Unconditional(net, size).to(device), size
 
 
 def check_network(folder, settings):
@@ -194,7 +205,7 @@ def load_guided(path, tensors, device="cpu"):
                        "not the 3 of a colour image (or 6 out, with their variances)")
     check_finite(path, tensors)
     ddpm = DDPM(linear_betas(1000).to(device), "eps", clip=True)
-    return ddpm, Unconditional(net).to(device), size
+    return ddpm, Unconditional(net, size).to(device), size
 
 
 # ---- files -------------------------------------------------------------------------------------
