@@ -165,7 +165,7 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
             raise BadInput(f"{what} is 1 … {ddpm.T}, the length of these weights' chain")
         if method == "keep" and not knows_hole(eps_model):
             raise BadInput(f"{name}: these weights know no hole; methods that need no more are "
-                           f"{', '.join(UNAWARE)}")
+                           f"{', '.join(UNAWARE)}; the best is {default(eps_model)}")
         settings = {"steps": steps, "callback": callback, **({} if eta is None else {"eta": eta})}
 
         def inpaint(image, hole, generator):
