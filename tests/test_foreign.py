@@ -1,9 +1,11 @@
 """Other people's networks: the same output, the same chain, and nothing that a file could do."""
 import hashlib
+import itertools
 import json
 import pickle
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,6 +163,18 @@ def test_the_default_is_pigdm_and_a_file_that_says_nothing_is_taken_for_one_publ
             "linear from 0.0001 to 0.02") in said
     one, two = (np.asarray(Image.open(tmp_path / out / "astronaut_0.png")) for out in "ab")
     assert (one == two).all()
+
+
+@pytest.mark.parametrize("name, told", [("replace", 2), ("ddnm", 2), ("pigdm", 6)])
+def test_the_time_announced_counts_pigdms_backward_passes(tmp_path, as_user, monkeypatch, name,
+                                                          told):
+    """On a clock by which a call for two images takes a second: 2 images, 2 calls each."""
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(evaluate, "time", clock)
+    guided(tmp_path / "g.pt")
+    status, _, said = as_user(evaluate, *("--weights g.pt --limit 2 --samples 1 --steps 2 --masks "
+                              f"center --no-perceptual --device cpu --methods {name}").split())
+    assert status == 0 and f"4 network calls: about {told} s" in said
 
 
 def test_memory_is_that_of_one_large_image_whatever_the_batch():
