@@ -174,7 +174,7 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
                                        **settings)
         path = jump_path(steps, JUMP, REPEATS if method == "repaint" else 1)
         calls = sum(there < here for here, there in pairwise(path))
-        cost = calls * (3 if method == "pigdm" else 1)        # a backward pass is about two calls
+        cost = calls * (2 if method == "pigdm" else 1)     # its backward pass takes about as long
         return SimpleNamespace(inpaint=inpaint, DRAWS=True, CALLS=calls, COST=cost, ANY_SIZE=False)
     path = file_of(name)
     if path.suffix != ".py" or not path.is_file():

@@ -165,7 +165,7 @@ def test_the_default_is_pigdm_and_a_file_that_says_nothing_is_taken_for_one_publ
     assert (one == two).all()
 
 
-@pytest.mark.parametrize("name, told", [("replace", 2), ("ddnm", 2), ("pigdm", 6)])
+@pytest.mark.parametrize("name, told", [("replace", 2), ("ddnm", 2), ("pigdm", 4)])
 def test_the_time_announced_counts_pigdms_backward_passes(tmp_path, as_user, monkeypatch, name,
                                                           told):
     """On a clock by which a call for two images takes a second: 2 images, 2 calls each."""
