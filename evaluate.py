@@ -501,9 +501,10 @@ def announce(args, images, holes, chosen, rulers, eps_model):
         return (time.perf_counter() - begun) / n
 
     samples = {name: args.samples if method.DRAWS else 1 for name, method in chosen.items()}
-    calls = sum(sets * samples[name] * method.CALLS for name, method in chosen.items())
+    calls, cost = (sum(sets * samples[name] * getattr(method, kind, method.CALLS)
+                       for name, method in chosen.items()) for kind in ("CALLS", "COST"))
     fills = sets * (sum(samples.values()) + len(args.read))
-    total = calls and calls * seconds(eps_model, x, t.to(args.device), torch.ones_like(x[:, :1]))
+    total = calls and cost * seconds(eps_model, x, t.to(args.device), torch.ones_like(x[:, :1]))
     total += sum(fills * seconds(features, images[:n]) for features in rulers.values())
     total /= distributed.WORLD_SIZE
     told = (f"{total:.0f} s" if total < 99 else f"{total / 60:.0f} min" if total < 6_000 else

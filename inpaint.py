@@ -231,8 +231,9 @@ def parse():
     add("--steps", type=int, default=20, help="network calls a fill, at most the chain's T")
     add("--eta", type=float, help="0: deterministic … 1: ancestral, as in DDPM, the default")
     add("--seed", type=int, default=0, help="of the noise and of a drawn hole")
-    add("--batch", type=int, default=BATCH, help="fills at a time; 1 takes up to twice as long, "
-        "and a fill is then the same to the last bit however many are asked for")
+    add("--batch", type=int, help=f"fills at a time; default: {BATCH}, or with weights that know "
+        "no hole as many as are one image of 256×256; 1 takes up to twice as long, and a fill is "
+        "then the same to the last bit however many are asked for")
     add("--weights", default=WEIGHTS, help=WEIGHTS_HELP)
     add("--out", default="out", help="folder for the results")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -253,6 +254,7 @@ def main():
     args.weights = local(args.weights)
     ddpm, eps_model, size = load_weights(args.weights, args.device)
     args.method = args.method or methods.default(eps_model)
+    args.batch = args.batch or getattr(eps_model, "at_once", BATCH)
     method = methods.find(args.method, ddpm, eps_model, args.steps, args.eta,
                           callback=lambda *_: bar.update())
     samples = args.samples if method.DRAWS else 1

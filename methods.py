@@ -165,7 +165,7 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
             raise BadInput(f"{what} is 1 … {ddpm.T}, the length of these weights' chain")
         if method == "keep" and not knows_hole(eps_model):
             raise BadInput(f"{name}: these weights know no hole; methods that need no more are "
-                           f"{', '.join(UNAWARE)}")
+                           f"{', '.join(UNAWARE)}; the best is {default(eps_model)}")
         settings = {"steps": steps, "callback": callback, **({} if eta is None else {"eta": eta})}
 
         def inpaint(image, hole, generator):
@@ -174,7 +174,8 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
                                        **settings)
         path = jump_path(steps, JUMP, REPEATS if method == "repaint" else 1)
         calls = sum(there < here for here, there in pairwise(path))
-        return SimpleNamespace(inpaint=inpaint, DRAWS=True, CALLS=calls, ANY_SIZE=False)
+        cost = calls * (2 if method == "pigdm" else 1)     # its backward pass takes about as long
+        return SimpleNamespace(inpaint=inpaint, DRAWS=True, CALLS=calls, COST=cost, ANY_SIZE=False)
     path = file_of(name)
     if path.suffix != ".py" or not path.is_file():
         raise BadInput(f"{name}: neither a .py file nor one of {', '.join(METHODS)}")

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ddpm import DDPM
 from schedules import cosine_betas, linear_betas
 from support.cli import BadInput
 from support.files import check_finite, no_pipe, read_tensors, reading, rebuild
-from support.guided_diffusion import ADM, architecture
+from support.guided_diffusion import ADM, HEAD, architecture
 
+PIXELS = 2 ** 16        # of images in the network's memory: one of 256×256 (docs/speed.md)
 NAME = "diffusion_pytorch_model"
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
@@ -34,11 +36,20 @@ class Unconditional(nn.Module):
 
     knows_hole = False
 
-    def __init__(self, network):
+    def __init__(self, network, size):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
+        self.at_once = max(1, PIXELS // size ** 2)            # images
 
     def forward(self, x, t, hole):
+        """`at_once` images at a time; a backward pass through more recomputes them in turn."""
+        parts = [*zip(x.split(self.at_once), t.split(self.at_once))]
+        if len(parts) > 1 and torch.is_grad_enabled():
+            return torch.cat([checkpoint(self.estimate, *part, use_reentrant=False)
+                              for part in parts])
+        return torch.cat([self.estimate(*part) for part in parts])
+
+    def estimate(self, x, t):
         output = self.network(x, t)
         return getattr(output, "sample", output)[:, :3]     # after them, the learned variance
 
@@ -78,14 +89,21 @@ def load_diffusers(folder, device="cpu"):
         raise BadInput(f"{folder}: no config.json of a network in it, nor in its unet/")
     size = check_network(folder, settings)
     model = needed("diffusers").UNet2DModel
-    with reading(folder, "the weights that its config.json describes", "no such file"):
+
+    def network(**given):
+        net = model.from_config(given)
+        net(torch.zeros(1, 3, size, size), torch.zeros(1).long())       # on no device: does it fit?
+        return net
+
+    with reading(folder, f"the weights of a network for {size}×{size} pixels, as its config.json "
+                 "describes it", f"no {NAME}.safetensors beside its config.json"):
         tensors = {renamed(name): tensor for name, tensor in read_network(unet).items()}
         layers = settings["layers_per_block"] * len(settings["block_out_channels"])
         if not 1 <= layers <= len(tensors):
             raise ValueError("settings out of range")
-        net = rebuild(lambda **given: model.from_config(given), settings, tensors)
+        net = rebuild(network, settings, tensors)
     check_finite(folder, tensors)
-    return process(folder, unet, device), Unconditional(net).to(device), size
+    return process(folder, unet, device), Unconditional(net, size).to(device), size
 
 
 def check_network(folder, settings):
@@ -181,20 +199,34 @@ def is_guided(checkpoint):
 
 def load_guided(path, tensors, device="cpu"):
     """(ddpm, eps_model, size) of a guided-diffusion checkpoint that was read."""
-    if "label_emb.weight" in tensors:
-        raise BadInput(f"{path}: its network wants to be told a class, and we have none to tell")
-    with reading(path, "a guided-diffusion network with residual blocks that resize and heads of "
-                 "64 channels", "no such file"):
-        channels = tensors["input_blocks.0.0.weight"].shape[1], len(tensors["out.2.weight"])
+    with reading(path, f"a guided-diffusion network with heads of {HEAD} channels", "no such file"):
+        check_guided(path, tensors)
         settings, size = architecture(tensors)
-        if channels[0] == 3 and channels[1] in (3, 6):
-            net = rebuild(ADM, settings, tensors)
-    if channels[0] != 3 or channels[1] not in (3, 6):
-        raise BadInput(f"{path}: its network has {channels[0]} channels in and {channels[1]} out, "
-                       "not the 3 of a colour image (or 6 out, with their variances)")
+        net = rebuild(ADM, settings, tensors)
     check_finite(path, tensors)
+    print(f"{path}: taken for {size}×{size} pixels, heads of {HEAD} channels, to predict ε, T = "
+          "1000 and β linear from 0.0001 to 0.02: it does not say, and so are those published",
+          file=sys.stderr)
     ddpm = DDPM(linear_betas(1000).to(device), "eps", clip=True)
-    return ddpm, Unconditional(net).to(device), size
+    return ddpm, Unconditional(net, size).to(device), size
+
+
+def check_guided(path, tensors):
+    """Refuse, by name, the variants of guided-diffusion's network that ADM is not."""
+    inputs, outputs = tensors["input_blocks.0.0.weight"].shape[1], len(tensors["out.2.weight"])
+    first = "input_blocks.1.0"
+    faults = {
+        "wants to be told a class, and we have none to tell": "label_emb.weight" in tensors,
+        f"has {inputs} channels in and {outputs} out, not the 3 of a colour image (or 6 out, with "
+        "their variances)": inputs != 3 or outputs not in (3, 6),
+        "resizes outside its residual blocks (resblock_updown False), which is not understood":
+            any(name.endswith((".op.weight", ".conv.weight")) for name in tensors),
+        "is told the noise by shifts alone (use_scale_shift_norm False), which is not understood":
+            len(tensors[f"{first}.emb_layers.1.weight"])
+            == len(tensors[f"{first}.out_layers.0.weight"])}
+    for fault, found in faults.items():
+        if found:
+            raise BadInput(f"{path}: its network {fault}")
 
 
 # ---- files -------------------------------------------------------------------------------------

@@ -12,10 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from scipy import stats
+from test_foreign import guided
 
 import data
 import masks
 from helpers import save_weights
+from schedules import linear_betas
+from support import foreign
 from tools import figures
 from unet import timestep_embedding
 
@@ -93,6 +96,32 @@ def test_those_named_are_drawn_and_do_not_depend_on_the_others(command, tmp_path
     assert command("step", "--out", "b")[0] == 0
     assert {file.name for file in (tmp_path / "a").iterdir()} == {"jump.png", "step.png"}
     assert (tmp_path / "a/step.png").read_bytes() == (tmp_path / "b/step.png").read_bytes()
+
+
+def test_with_other_peoples_weights_those_that_show_our_network_are_left_out(
+        command, tmp_path, monkeypatch):
+    monkeypatch.setattr(foreign, "linear_betas", lambda T: linear_betas(12))
+    guided(tmp_path / "g.pt")
+    status, printed, said = command("--weights", "g.pt", "--out", "a")
+    rest = [name for name in figures.FIGURES if name not in figures.OURS]
+    assert status == 0 and [Path(line).stem for line in printed.splitlines()] == rest
+    assert {path.stem for path in (tmp_path / "a").iterdir()} == {*rest}
+    left = ", ".join(name for name in figures.FIGURES if name in figures.OURS)
+    assert f"left out, as they are of our own network only: {left}\n" in said
+    for name in figures.OURS:
+        status, printed, said = command("--weights", "g.pt", "--out", "b", name, "linear")
+        assert status == 2 and not printed and not (tmp_path / "b").exists()
+        assert said.splitlines()[-1] == (
+            f"tools.figures.py: {name}: of our own network only, which knows the hole; with these "
+            f"weights one can draw {', '.join(rest)}")
+
+
+def test_faces_drawn_for_methods_without_a_network_stay_small(tmp_path):
+    """Ridge regression's memory grows with the fourth power of their side: 154 GB at 256 pixels."""
+    course = figures.Course(guided(tmp_path / "g.pt", size=128))
+    assert course.size == 128 and course.x.shape == (1, 3, 128, 128)
+    shown, _ = panels(draw("scene", course).axes[0], 64)
+    assert len(shown) == 6 and shown[0, 5].shape == (64, 64, 3)
 
 
 def test_a_draw_that_fails_keeps_the_picture_that_was_there(command, tmp_path, monkeypatch):

@@ -1,50 +1,68 @@
 """Other people's networks: the same output, the same chain, and nothing that a file could do."""
 import hashlib
+import itertools
 import json
 import pickle
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.testing import assert_close
 
-import data
+import evaluate
 import inpaint
-import masks
 import methods
 import scores
 from ddpm import randn_like
-from helpers import Evil, little_memory_and_no_hang
+from helpers import Evil, little_memory_and_no_hang, save_weights
 from support import export, foreign
 from support.cli import BadInput
 from support.files import content
-from support.guided_diffusion import ADM
+from support.guided_diffusion import ADM, architecture
 from support.runs import load_weights
-
-SHAPE = {"channels": 32, "widths": [32, 64], "blocks": 1, "attention": [False, True],
-         "out_channels": 6}
+from tools import demo
 
 
-def guided(path, change=lambda tensors: None):
+def guided(path, change=lambda tensors: None, size=16):
+    """A tiny random checkpoint, as guided-diffusion would save it."""
     torch.manual_seed(0)
-    tensors = {name: 0.05 * torch.randn(t.shape) for name, t in ADM(**SHAPE).state_dict().items()}
+    levels = (size // 8).bit_length()
+    net = ADM(32, [32] * (levels - 1) + [64], 1, [False] * (levels - 1) + [True], 6)
+    tensors = {name: 0.05 * torch.randn(t.shape) for name, t in net.state_dict().items()}
     change(tensors)
     torch.save(tensors, path)
     return path
 
 
+def unet2d(size=16):
+    """A tiny random network of diffusers'."""
+    diffusers, halvings = pytest.importorskip("diffusers"), (size // 8).bit_length() - 1
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=size, block_out_channels=(8,) * halvings + (16,), norm_num_groups=4,
+        layers_per_block=1, down_block_types=("DownBlock2D",) * halvings + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * halvings)
+
+
+def pipeline(path, size):
+    scheduler = pytest.importorskip("diffusers").DDPMScheduler(50, prediction_type="v_prediction")
+    pytest.importorskip("diffusers").DDPMPipeline(unet2d(size), scheduler).save_pretrained(path)
+
+
+KINDS = {"guided-diffusion": lambda path, size: guided(path, size=size),
+         "UNet2DModel": lambda path, size: unet2d(size).save_pretrained(path),
+         "pipeline": pipeline}
+
+
 @pytest.fixture
 def folder(tmp_path):
-    """A tiny random network, saved by diffusers itself."""
-    diffusers = pytest.importorskip("diffusers")
-    torch.manual_seed(0)
-    net = diffusers.UNet2DModel(
-        sample_size=16, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"))
-    net.save_pretrained(tmp_path / "net" / "unet")
+    """Saved by diffusers itself."""
+    unet2d().save_pretrained(tmp_path / "net" / "unet")
     return tmp_path / "net"
 
 
@@ -77,7 +95,9 @@ def test_a_chain_is_diffusers_own(folder, prediction, betas, kind, eta):
     ({"num_class_embeds": 10}, "class"), ({"in_channels": 4}, "4 channels"),
     ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
     ({"block_out_channels": [8, 2 ** 20]}, "not the weights"),
-    ({"layers_per_block": 10 ** 9}, "not the weights"), ({"sample_size": None}, "sample_size")])
+    ({"layers_per_block": 10 ** 9}, "not the weights"), ({"sample_size": None}, "sample_size"),
+    ({"sample_size": 17}, "17×17 pixels"), ({"block_out_channels": 8}, "not the weights"),
+    ({"class_embed_type": "timestep"}, "class"), ({"out_channels": 6}, "6 out")])
 def test_what_is_not_understood_is_refused_by_name(folder, change, said):
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -85,18 +105,108 @@ def test_what_is_not_understood_is_refused_by_name(folder, change, said):
         load_weights(folder)
 
 
-def test_guided_diffusions_networks_fill_and_keep_the_known_pixels(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [16, 32, pytest.param(128, marks=pytest.mark.slow),
+                                  pytest.param(256, marks=pytest.mark.slow)])
+def test_every_method_fills_at_any_size_and_keeps_the_known_pixels(tmp_path, as_user, kind, size):
+    """By inpaint.py, by the page and by evaluate.py; keep is refused by the first and the last."""
+    weights = tmp_path / "weights.pt"
+    KINDS[kind](weights, size)
+    shared = "--weights", weights, "--samples", 2, "--steps", 2, "--device", "cpu"
+    for name in methods.UNAWARE:
+        status, printed, _ = as_user(inpaint, *shared, "--mask", "center", "--method", name)
+        assert status == 0 and "2 network calls a fill" in printed
+        one, two, before, hole = (np.asarray(Image.open(tmp_path / f"out/astronaut_{end}.png"))
+                                  for end in ("0", "1", "input", "hole"))
+        for fill in (one, two):
+            changed = (fill != before).any(axis=-1)
+            assert not changed[hole == 0].any() and changed[hole > 0].mean() > 0.5
+        assert (one != two).any()
+    unaware = ",".join(methods.UNAWARE)
+    status, printed, _ = as_user(evaluate, *shared, "--methods", unaware, "--masks", "center",
+                                 "--limit", 2, "--no-perceptual")
+    assert status == 0 and f"{size}×{size}" in printed
+    assert all(f"| center | {name} | 2 |" in printed for name in methods.UNAWARE)
+    for command in (inpaint, evaluate):
+        flag = "--method" + "s" * (command is evaluate)
+        status, _, said = as_user(command, *shared, flag, "keep", "--out", "other")
+        assert status == 2 and said.splitlines()[-1].endswith(
+            "keep: these weights know no hole; methods that need no more are replace, repaint, "
+            "ddnm, pigdm; the best is pigdm")
+    fill_on_the_page(tmp_path, weights, size)
+
+
+def fill_on_the_page(tmp_path, weights, size):
+    model = demo.load(weights)
+    assert model.size == size and next(iter(model.ways)) == "pigdm" and "keep" not in model.ways
+    drawn = demo.draw("center", demo.read_photograph(None)[1].size)
+    for name in methods.UNAWARE:
+        *_, (state, pictures, command) = demo.fill(model, lambda: tmp_path, None, drawn, name, 2, 1,
+                                                   0)
+        before, fill, hole = (np.asarray(Image.open(file)) for file, _ in pictures)
+        changed = (fill != before).any(axis=-1)
+        assert not changed[hole == 0].any() and changed[hole > 0].mean() > 0.5
+        assert f"--method {name}" in command and f"--weights {weights}" in command
+
+
+def test_the_default_is_pigdm_and_a_file_that_says_nothing_is_taken_for_one_published(
+        tmp_path, as_user):
     ddpm, eps_model, size = load_weights(guided(tmp_path / "g.pt"))
     assert (size, ddpm.T, ddpm.prediction) == (16, 1000, "eps")
+    assert_close(ddpm.betas, torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
     assert methods.default(eps_model) == "pigdm"
-    images, hole = data.synthetic(1, 16), masks.center(1, 16)
-    for name in methods.UNAWARE:
-        fills = inpaint.fill(methods.find(name, ddpm, eps_model, 3).inpaint, images, hole, 1)
-        inside = hole[0, 0].bool()
-        same = fills[0, 0] == images[0]
-        assert same[~inside].all() and not same[inside].all()
-    with pytest.raises(BadInput, match="repaint.*pigdm"):
-        methods.find("keep", ddpm, eps_model)
+    run = as_user, inpaint, "--weights", "g.pt", "--mask", "center", "--steps", 2, "--samples", 1
+    (status, _, said), (again, _, _) = (call(*argv, *more, "--device", "cpu") for more in (
+        ("--out", "a"), ("--out", "b", "--method", "pigdm")) for call, *argv in [run])
+    assert (status, again) == (0, 0)
+    assert ("g.pt: taken for 16×16 pixels, heads of 64 channels, to predict ε, T = 1000 and β "
+            "linear from 0.0001 to 0.02") in said
+    one, two = (np.asarray(Image.open(tmp_path / out / "astronaut_0.png")) for out in "ab")
+    assert (one == two).all()
+
+
+@pytest.mark.parametrize("name, told", [("replace", 2), ("ddnm", 2), ("pigdm", 4)])
+def test_the_time_announced_counts_pigdms_backward_passes(tmp_path, as_user, monkeypatch, name,
+                                                          told):
+    """On a clock by which a call for two images takes a second: 2 images, 2 calls each."""
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(evaluate, "time", clock)
+    guided(tmp_path / "g.pt")
+    status, _, said = as_user(evaluate, *("--weights g.pt --limit 2 --samples 1 --steps 2 --masks "
+                              f"center --no-perceptual --device cpu --methods {name}").split())
+    assert status == 0 and f"4 network calls: about {told} s" in said
+
+
+def test_memory_is_that_of_one_large_image_whatever_the_batch():
+    """The network sees `at_once` images at a time; estimates and gradients are those of all."""
+    class Watched(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.seen = torch.nn.Conv2d(3, 6, 3, padding=1), []
+
+        def forward(self, x, t):
+            self.seen.append(len(x))
+            return self.layer(x).tanh() * t[:, None, None, None]
+
+    torch.manual_seed(0)
+    eps_model = foreign.Unconditional(Watched(), 128)
+    x, t, at_a_time = torch.randn(9, 3, 128, 128), torch.arange(9), eps_model.network.seen
+    with torch.no_grad():
+        estimate = eps_model(x, t, None)
+    assert at_a_time == [4, 4, 1]
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(eps_model(x, t, None).square().sum(), x)
+    assert max(at_a_time) == 4
+    whole = eps_model.network(x, t)[:, :3]
+    (wanted,) = torch.autograd.grad(whole.square().sum(), x)
+    assert_close(estimate, whole.detach())
+    assert_close(gradient, wanted)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v.numel()), lambda v: v):
+        eps_model(x, t, None)
+    assert sum(kept) < 2 * x.numel()                # no more than what comes in, and what goes out
+    at_once = [foreign.Unconditional(Watched(), side).at_once for side in (16, 256, 1024)]
+    assert at_once == [256, 1, 1]
 
 
 # ---- guided-diffusion's network, written out ---------------------------------------------------
@@ -200,7 +310,91 @@ def test_guided_diffusions_network_is_the_published_formulas_layer_by_layer(tmp_
     assert size == 16 and want["out.2"].std() > 0.1
 
 
+# Settings of published files, which RePaint, DPS and guided-diffusion list: model channels, their
+# multiples, residual blocks, resolutions with attention; side, millions of parameters as published.
+PUBLISHED = {"ImageNet 256, unconditional": (256, (1, 1, 2, 2, 4, 4), 2, (32, 16, 8), 256, 553),
+             "RePaint's CelebA-HQ": (256, (1, 1, 2, 2, 4, 4), 2, (32, 16, 8), 256, 553),
+             "DPS's FFHQ": (128, (1, 1, 2, 2, 4, 4), 1, (16,), 256, 94),
+             "64 (1)": (192, (1, 2, 3, 4), 3, (32, 16, 8), 64, None),
+             "128": (256, (1, 1, 2, 3, 4), 2, (32, 16, 8), 128, None),
+             "512": (256, (0.5, 1, 1, 2, 2, 4, 4), 2, (32, 16, 8), 512, None)}
+
+
+def shapes(channels, multiples, blocks, attention, side):
+    """{name: shape} of a published checkpoint, after guided-diffusion's own numbering."""
+    found, emb, skips = {}, 4 * channels, []
+
+    def add(name, *shape):
+        found.update({f"{name}.weight": shape, f"{name}.bias": shape[:1]})
+
+    def residual(name, before, after):
+        add(f"{name}.in_layers.0", before)
+        add(f"{name}.in_layers.2", after, before, 3, 3)
+        add(f"{name}.emb_layers.1", 2 * after, emb)
+        add(f"{name}.out_layers.0", after)
+        add(f"{name}.out_layers.3", after, after, 3, 3)
+        if before != after:
+            add(f"{name}.skip_connection", after, before, 1, 1)
+
+    def attend(name, width):
+        add(f"{name}.norm", width)
+        add(f"{name}.qkv", 3 * width, width, 1)
+        add(f"{name}.proj_out", width, width, 1)
+
+    add("time_embed.0", emb, channels)
+    add("time_embed.2", emb, emb)
+    width, number = int(multiples[0] * channels), 0
+    add("input_blocks.0.0", width, 3, 3, 3)
+    skips.append(width)
+    for level, multiple in enumerate(multiples):
+        for step in range(blocks + (level < len(multiples) - 1)):     # the last of a level resizes
+            number, wider = number + 1, int(multiple * channels)
+            residual(f"input_blocks.{number}.0", width, wider)
+            width = wider
+            if step < blocks and side >> level in attention:
+                attend(f"input_blocks.{number}.1", width)
+            skips.append(width)
+    residual("middle_block.0", width, width)
+    attend("middle_block.1", width)
+    residual("middle_block.2", width, width)
+    for number in range(len(multiples) * (blocks + 1)):
+        level = len(multiples) - 1 - number // (blocks + 1)
+        wider, attends = int(multiples[level] * channels), side >> level in attention
+        residual(f"output_blocks.{number}.0", width + skips.pop(), wider)
+        width = wider
+        if attends:
+            attend(f"output_blocks.{number}.1", width)
+        if level and number % (blocks + 1) == blocks:
+            residual(f"output_blocks.{number}.{1 + attends}", width, width)
+    add("out.0", width)
+    add("out.2", 6, width, 3, 3)
+    return found
+
+
+@pytest.mark.parametrize("settings", PUBLISHED.values(), ids=PUBLISHED)
+def test_a_published_networks_shapes_are_understood_by_themselves(settings):
+    *given, side, millions = settings
+    tensors = {name: torch.empty(shape, device="meta")
+               for name, shape in shapes(*given, side).items()}
+    foreign.check_guided("file.pt", tensors)
+    arguments, found = architecture(tensors)
+    with torch.device("meta"):
+        ours = ADM(**arguments).state_dict()
+    assert found == side
+    assert {name: tensor.shape for name, tensor in ours.items()} == {
+        name: tensor.shape for name, tensor in tensors.items()}
+    assert millions in (None, round(sum(t.numel() for t in ours.values()) / 1e6))
+
+
+def unshifted(tensors):
+    for name in [name for name in tensors if "emb_layers.1" in name]:
+        tensors[name] = tensors[name][:len(tensors[name]) // 2].clone()
+
+
 @pytest.mark.parametrize("change, said", [
+    (unshifted, "use_scale_shift_norm False"),
+    (lambda t: t.update({"input_blocks.2.0.op.weight": torch.zeros(32, 32, 3, 3)}),
+     "resblock_updown False"),
     (lambda t: t.update({"label_emb.weight": torch.zeros(9, 128)}), "class"),
     (lambda t: t["out.2.bias"].fill_(torch.nan), "out.2.bias is complex, NaN"),
     (lambda t: t.update({"input_blocks.0.0.weight": torch.zeros(32, 6, 3, 3)}), "6 channels"),
@@ -222,9 +416,60 @@ def test_a_pickle_in_a_folder_runs_no_code(tmp_path, monkeypatch):
     assert not Path("ran").exists()
 
 
+def hostile_bytes(path, kind):
+    """A safetensors file spoilt: a header that claims more than there is, or a NaN."""
+    whole = bytearray(path.read_bytes())
+    if kind == "NaN":
+        whole[-2:] = b"\xff\xff"                   # the last number's exponent, of either precision
+        path.write_bytes(whole)
+    elif kind == "short":
+        path.write_bytes(whole[:len(whole) // 2])
+    else:                                                            # a header of 2⁶⁰ bytes
+        path.write_bytes((2 ** 60).to_bytes(8, "little") + whole[8:])
+
+
+@pytest.mark.parametrize("kind", ["NaN", "short", "claims"])
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "diffusers"])
+def test_hostile_safetensors_are_one_line(tmp_path, request, kind, ours):
+    pytest.importorskip("safetensors")
+    if ours:
+        folder = tmp_path / "out"
+        export.export(folder, save_weights(tmp_path / "w"), "Faces")
+        path = folder / "model.safetensors"
+    else:
+        folder = request.getfixturevalue("folder")
+        path = folder / "unet" / f"{foreign.NAME}.safetensors"
+    hostile_bytes(path, kind)
+    said = "NaN or infinite" if kind == "NaN" else "or damaged"
+    with little_memory_and_no_hang(), pytest.raises(BadInput, match=said):
+        load_weights(folder)
+
+
+@pytest.mark.parametrize("form", ["pickle", "zip"])
+def test_a_pickle_beside_a_config_runs_no_code(folder, monkeypatch, form):
+    path = folder / "unet" / f"{foreign.NAME}.bin"
+    (folder / "unet" / f"{foreign.NAME}.safetensors").unlink()
+    monkeypatch.chdir(folder)
+    with pytest.raises(BadInput, match=f"no {foreign.NAME}.safetensors beside its config.json"):
+        load_weights(folder)
+    if form == "zip":
+        torch.save({"a": Evil()}, path)
+    else:
+        path.write_bytes(pickle.dumps({"a": Evil()}))
+    with pytest.raises(BadInput, match="not the weights"):
+        load_weights(folder)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("part", ["vae", "vqvae", "text_encoder"])
+def test_a_pipeline_on_latents_or_texts_is_refused_by_name(tmp_path, part):
+    (tmp_path / "model_index.json").write_text(json.dumps({part: ["diffusers", "X"]}))
+    with pytest.raises(BadInput, match=f"a {part}, so its network works on latents"):
+        load_weights(tmp_path)
+
+
 def test_our_weights_come_back_from_safetensors_bit_for_bit(tmp_path):
     pytest.importorskip("safetensors")
-    from helpers import save_weights
     weights = save_weights(tmp_path / "w")
     export.export(tmp_path / "out", weights, "Faces")
     (_, one, _), (ddpm, two, size) = load_weights(weights), load_weights(tmp_path / "out")

@@ -9,9 +9,11 @@ t counts from 1 here, as in the papers: x_t has seen t steps of noise, x_0 none.
 """
 import argparse
 import io
+import itertools
 import json
 import math
 import re
+import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -37,6 +39,7 @@ from ddpm import DDPM
 from schedules import SCHEDULES, cosine_betas, linear_betas
 from support.cli import BadInput, run
 from support.files import atomic_write
+from support.runs import WEIGHTS_HELP
 from unet import SelfAttention, UNet, timestep_embedding
 
 STYLE = {                       # solid, dashed, dotted: three lines even without colour
@@ -47,6 +50,7 @@ STYLE = {                       # solid, dashed, dotted: three lines even withou
     "figure.constrained_layout.use": True, "savefig.bbox": "tight", "savefig.dpi": 100}
 COLOURS = "#14305c", "#999999", "#d0661a", "#5f7a94", "#000000"         # of methods.NETWORK
 CALLS = Path(__file__).parents[1] / "docs" / "calls.json"
+OURS = "unet", "adagn", "inpainting", "animation"    # they show our U-Net, or that it knows holes
 PANEL = 1.28                    # inches, the side of an image: 128 pixels
 T = 300                         # levels, as in the course
 SAMPLES = 20_000                # of a histogram
@@ -72,6 +76,8 @@ class Course:
         self.ddpm, self.net, self.size = inpaint.load_weights(weights)
         self.image = torch.from_numpy(data.square(inpaint.astronaut(), self.size).copy())[None]
         self.x = data.to_float(self.image)
+        self.subject = "a face" if methods.knows_hole(self.net) else "an image"
+        self.drawn = min(self.size, 64)      # side of drawn faces, where no network sees them
         self.noise = torch.randn(self.x.shape, generator=torch.Generator().manual_seed(0))
         self.linear, self.cosine = DDPM(linear_betas(T)), DDPM(cosine_betas(T))
 
@@ -173,8 +179,8 @@ def nearest_neighbour_field(course, fig):
 
 @figure("scene")
 def scene_matches(course, fig):
-    faces = data.to_float(data.synthetic(2000, course.size))
-    x, hole = data.to_float(data.synthetic(1, course.size, seed=7)), masks.center(1, course.size)
+    faces = data.to_float(data.synthetic(2000, course.drawn))
+    x, hole = data.to_float(data.synthetic(1, course.drawn, seed=7)), masks.center(1, course.drawn)
     index = F.avg_pool2d(faces, scene_completion.QUARTER).flatten(1)
     matches = faces[scene_completion.nearest(index, x, hole, scene_completion.MATCHES)]
     best = scene_completion.best_shift(x, hole, matches)
@@ -439,7 +445,7 @@ def reverse_strip(fig, xs, x0s, title):
 @figure("sampling")
 def algorithm_2(course, fig):
     reverse_strip(fig, *reverse(course.ddpm, course.net, course.x, masks.full(1, course.size)),
-                  f"Algorithm 2: from noise to a face, in {course.ddpm.T} steps")
+                  f"Algorithm 2: from noise to {course.subject}, in {course.ddpm.T} steps")
 
 
 @figure("inpainting")
@@ -464,14 +470,14 @@ def film(course, fig):
 def compare(course, fig, picture, names, faces=None):
     """A hole of each family in the picture [1, H, W, 3] uint8, filled by the methods {name: title},
     those that need other pictures fitted to `faces`."""
-    holes = torch.cat([family(1, course.size, torch.Generator().manual_seed(2))
+    holes = torch.cat([family(1, picture.shape[1], torch.Generator().manual_seed(2))
                        for family in masks.FAMILIES.values()])
     images = picture.expand(len(holes), -1, -1, -1)
     columns = {"to fill": grey(data.to_float(images), holes)}
     for name, title in names.items():
         method = methods.find(name, course.ddpm, course.net, min(20, course.ddpm.T))
         fill = method.fit(faces) if hasattr(method, "fit") else method.inpaint
-        samples = 1 + (name == "keep")
+        samples = 1 + (name in methods.NETWORK)
         fills = inpaint.fill(fill, images, holes, samples)
         for k in range(samples):
             columns[title + f",\nsample {k + 1}" * (samples > 1)] = data.to_float(fills[:, k])
@@ -481,17 +487,18 @@ def compare(course, fig, picture, names, faces=None):
 
 @figure("results")
 def side_by_side(course, fig):
+    network = methods.default(course.net)
     compare(course, fig, course.image, {
-        "keep": "diffusion (keep)", "encoder_decoder": "encoder-decoder", "glcic": "GLCIC",
+        network: f"diffusion ({network})", "encoder_decoder": "encoder-decoder", "glcic": "GLCIC",
         "biharmonic": "biharmonic", "patchmatch": "PatchMatch"})
 
 
 @figure("drawn")
 def fitted_to_drawn_faces(course, fig):
     """Fitted to CelebA, these would show its faces."""
-    compare(course, fig, data.synthetic(1, course.size, seed=7), {
+    compare(course, fig, data.synthetic(1, course.drawn, seed=7), {
         "mean": "mean face", "ridge": "ridge regression", "scene_completion": "Scene Completion",
-        "biharmonic": "biharmonic", "patchmatch": "PatchMatch"}, data.synthetic(2000, course.size))
+        "biharmonic": "biharmonic", "patchmatch": "PatchMatch"}, data.synthetic(2000, course.drawn))
 
 
 @figure("calls", height=5.2)
@@ -542,19 +549,36 @@ def write(drawn, path):
     return path
 
 
+def possible(course, names):
+    """The figures named, or all: with other people's weights, all but OURS."""
+    if methods.knows_hole(course.net):
+        return names or [*FIGURES]
+    rest = [name for name in FIGURES if name not in OURS]
+    left = [name for name in names or FIGURES if name in OURS]
+    if names and left:
+        raise BadInput(f"{', '.join(left)}: of our own network only, which knows the hole; with "
+                       f"these weights one can draw {', '.join(rest)}")
+    if left:
+        print(f"left out, as they are of our own network only: {', '.join(left)}", file=sys.stderr)
+    return names or rest
+
+
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("names", nargs="*", metavar="name", help="none: all of " + ", ".join(FIGURES))
     add("--out", default="out/figures", help="folder for the pictures")
-    add("--weights", default=inpaint.WEIGHTS, help="a weights.pt or checkpoint.pt of train.py's")
+    add("--weights", default=inpaint.WEIGHTS, help=WEIGHTS_HELP)
     args = parser.parse_args()
     for name in args.names:
         if name not in FIGURES:
             raise BadInput(f"there is no figure {name!r}: {', '.join(FIGURES)}")
     course, out = Course(args.weights), Path(args.out)
+    chosen, calls = possible(course, args.names), itertools.count(1)
     out.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE), tqdm(args.names or FIGURES, "drawing") as names:
+    with matplotlib.rc_context(STYLE), tqdm(chosen, "drawing") as names:
+        course.net.register_forward_hook(
+            lambda *_: names.set_postfix_str(f"{name}, network call {next(calls)}"))
         for name in names:
             names.set_postfix_str(name)
             torch.manual_seed(0)                       # a figure does not depend on those before
