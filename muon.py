@@ -15,20 +15,32 @@ def orthogonalize(matrices, steps=5):
     Newton–Schulz iteration: X ← A X + B (X Xᵀ) X + C (X Xᵀ)² X from X = M / ‖M‖_F moves every
     singular value s to A s + B s³ + C s⁵; five steps take those above 0.01 to 0.7 … 1.2.
     Every step multiplies X from the left by a polynomial of the small matrix X Xᵀ, so the products
-    are all of that size, and X itself is multiplied once, at the end.
+    are all of that size, and M itself is multiplied once, at the end. ‖M‖_F² is the trace of M Mᵀ.
     """
-    X = matrices.float()
-    tall = X.shape[1] > X.shape[2]
-    X = X.mT if tall else X
-    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    identity = torch.eye(X.shape[1], device=X.device).expand(len(X), -1, -1)
-    gram, product = X @ X.mT, identity
-    for _ in range(steps):
-        polynomial = A * identity + B * gram + C * gram @ gram
-        product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
-    X = product @ X
+    M = matrices.float()
+    tall = M.shape[1] > M.shape[2]
+    M = M.mT if tall else M
+    gram = M @ M.mT
+    norm = diagonal(gram).sum(dim=1)[:, None, None].sqrt().clamp(min=1e-7)
+    gram = gram / norm ** 2
+    factor = product = quintic(gram)
+    for _ in range(steps - 1):
+        gram = factor @ gram @ factor
+        factor = quintic(gram)
+        product = factor @ product
+    X = product / norm @ M
     return X.mT if tall else X
+
+
+def quintic(gram):
+    """A I + B G + C G² of each matrix."""
+    factor = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
+    diagonal(factor).add_(A)
+    return factor
+
+
+def diagonal(matrices):
+    return matrices.diagonal(dim1=1, dim2=2)
 
 
 class Muon(torch.optim.Optimizer):
@@ -60,10 +72,10 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, momenta, momentum)
         steps = orthogonalize(torch.stack([matrix.flatten(1) for matrix in ahead]))
-        steps *= 0.2 * max(shape) ** 0.5
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
         torch._foreach_add_(parameters, [step.view_as(parameter)
-                                         for step, parameter in zip(steps, parameters)], alpha=-lr)
+                                         for step, parameter in zip(steps, parameters)],
+                            alpha=-lr * 0.2 * max(shape) ** 0.5)
 
 
 def split(net, smallest=4096):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms
-from scipy import ndimage
 
 import data
 import masks
@@ -192,6 +191,8 @@ class Holes:
         if self.invert:
             hole = 1 - hole
         if self.grow and hole.any():
+            from scipy import ndimage  # here, because it takes a quarter of a second to import
+
             near = ndimage.distance_transform_edt(hole[0].numpy() == 0) <= self.grow
             hole = torch.from_numpy(near).float()[None]
         return hole

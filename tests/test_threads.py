@@ -40,9 +40,16 @@ def test_a_users_own_setting_wins():
     assert policy("train", OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
 
 
-def test_weights_are_loaded_without_what_only_compilers_need():
-    """sympy takes a second to import, and much of torch that looks harmless imports it."""
-    ask = "import sys; from support import runs; runs.load_weights(); print('sympy' in sys.modules)"
+def test_a_fill_is_begun_without_imports_that_take_long():
+    """sympy takes a second, scipy and scikit-image a quarter; much that looks harmless has them."""
+    ask = """
+import sys
+import inpaint
+from support.photographs import Holes, Photograph
+network, photograph = inpaint.load_weights(), Photograph(inpaint.astronaut())
+(_, hole), = Holes("irregular", 64).of("astronaut", None, photograph.rgb.shape[:2])
+inpaint.plan(hole, 64)
+print({"sympy", "scipy", "skimage"} & {*sys.modules})"""
     said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout.strip()
-    assert said == "False"
+    assert said == "set()"

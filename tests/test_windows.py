@@ -2,8 +2,10 @@
 is in the hole, find faces; and what comes back lies where it was taken from."""
 import hypothesis
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 import inpaint
 import windows
@@ -36,6 +38,18 @@ def test_the_cells_cover_the_hole_and_lie_in_their_boxes(width, height, draw):
             assert windows.inside(box, (0, 0, height, width))
         _, part = windows.shrink(torch.zeros(height, width, 3).byte(), hole, box, (SIZE, SIZE))
         assert part.any() or min(cell[2:]) < 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_and_their_thickness_as_scipy_tells_them(seed):
+    generator = np.random.default_rng(seed)
+    found = ndimage.zoom(generator.random((9, 7)), 12, order=1) > generator.uniform(0.4, 0.8)
+    assert windows.thickness(found) == 2 * ndimage.distance_transform_cdt(
+        np.pad(found, 1)).max() - 1
+    labels, number = ndimage.label(found, np.ones((3, 3)))
+    boxes = [(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+             for rows, columns in ndimage.find_objects(labels)]
+    assert number and [*windows.apart(found, 1)] == boxes
 
 
 def test_a_window_keeps_a_scratch_visible():

@@ -8,7 +8,9 @@ UNet2DModel, made as wide as costs the same number of operations; on 2×2 patche
 the fair comparison, and on single pixels, as it comes.
 """
 import argparse
+import contextlib
 import copy
+import os
 import platform
 import subprocess
 import sys
@@ -81,7 +83,7 @@ def around(args, folder):
     command = [sys.executable, ROOT / "inpaint.py", "--samples=1"]
 
     def pack():
-        with tempfile.TemporaryDirectory() as cache:
+        with tempfile.TemporaryDirectory() as cache, quiet():     # a progress bar within ours
             data.load(paths, "all", args.size, cache=cache)
 
     def ssim():
@@ -95,6 +97,19 @@ def around(args, folder):
                 lambda: start(command), lambda: start([sys.executable, "-c", "import torch"]))}
 
 
+@contextlib.contextmanager
+def quiet():
+    """The block writes nothing to standard error, not even from C++."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def clock(work, device):
     """Seconds until all that work() has started on the device has ended."""
     begun = time.perf_counter()
@@ -106,7 +121,7 @@ def clock(work, device):
 def profile(step, device, steps=5, most=6):
     """What a training step's time goes into, as a line; on a GPU also the share that it idles."""
     kind = "cpu" if device == "cpu" else "device"
-    with torch.profiler.profile() as profiler:
+    with quiet(), torch.profiler.profile() as profiler:           # which announces itself
         elapsed = clock(lambda: [step() for _ in range(steps)], device)
     spent = {event.key: getattr(event, f"self_{kind}_time_total") / 1e6 / elapsed
              for event in profiler.key_averages()
@@ -198,7 +213,8 @@ def main():
 def report(args, seconds, flops, product):
     """Print the table: seconds {row: [2, repeats]}; operations of a step and of the product."""
     cpu = platform.processor() or Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2]
-    device = (f"{torch.get_num_threads()} CPU threads ({cpu.partition(chr(10))[0]})"
+    threads = torch.get_num_threads()
+    device = (f"{threads} CPU thread{'s' * (threads > 1)} ({cpu.partition(chr(10))[0]})"
               if args.device == "cpu" else torch.cuda.get_device_name(args.device))
     print(f"{device}, Python {platform.python_version()}, torch {torch.__version__}; batch "
           f"{args.batch}, {args.size}×{args.size}, {'bfloat16' if args.bf16 else 'float32'}"
