@@ -19,7 +19,7 @@ from torch import nn
 from ddpm import DDPM
 from schedules import cosine_betas, linear_betas
 from support.cli import BadInput
-from support.files import check_finite, no_pipe, read_tensors, reading, rebuild
+from support.files import LARGEST, check_finite, no_pipe, read_tensors, reading, rebuild
 from support.guided_diffusion import ADM, architecture
 
 NAME = "diffusion_pytorch_model"
@@ -103,9 +103,13 @@ def check_network(folder, settings):
         raise BadInput(f"{folder}: its network is told the noise as "
                        f"{settings['time_embedding_type']} features, not as a DDPM's level")
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    if type(height) is not int or height != width or not 1 <= height <= 10 ** 4:
+    if type(height) is not int or height != width or not 1 <= height <= LARGEST:
         raise BadInput(f"{folder}: its config.json has sample_size {str(size)[:40]}, not the side "
-                       "of a square image")
+                       f"of a square image, of at most {LARGEST:,} pixels")
+    levels = settings.get("block_out_channels")
+    if isinstance(levels, list) and height >> max(len(levels) - 1, 0) < 2:
+        raise BadInput(f"{folder}: its network ends in maps of one pixel, which cannot be "
+                       "normalized")
     return height
 
 
@@ -187,6 +191,8 @@ def load_guided(path, tensors, device="cpu"):
                  "64 channels", "no such file"):
         channels = tensors["input_blocks.0.0.weight"].shape[1], len(tensors["out.2.weight"])
         settings, size = architecture(tensors)
+        if size > LARGEST:
+            raise ValueError("images too large")
         if channels[0] == 3 and channels[1] in (3, 6):
             net = rebuild(ADM, settings, tensors)
     if channels[0] != 3 or channels[1] not in (3, 6):

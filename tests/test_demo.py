@@ -352,8 +352,18 @@ def test_bad_flags_are_one_line_and_status_2(as_user, weights, monkeypatch, argv
     port = str(free_port())
     status, printed, error = as_user(demo, "--weights", weights, "--port", port, *argv)
     assert status == 2 and said in error and error.count("\n") == 1 and not printed
+    printed = as_user(demo, "--weights", weights, "--port", port, "--host", "0.0.0.0")[2]
+    assert guard.UNBOUNDED in printed                                # before it serves
     with socket.create_server(("127.0.0.1", int(port))):             # taken
         assert as_user(demo, "--weights", weights, "--port", port)[0] == 2
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory")])
+def test_too_little_memory_is_said_on_the_page(error):
+    gr = SimpleNamespace(Error=lambda said, **_: BadInput(said))
+    with pytest.raises(BadInput, match="lower the samples, or reduce the photograph"):
+        with demo.mistakes(gr):
+            raise error
 
 
 def free_port():

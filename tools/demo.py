@@ -38,7 +38,7 @@ import data
 import inpaint
 import masks
 import methods
-from support.cli import BadInput, check_range, device, run
+from support.cli import BadInput, check_range, device, lacks_memory, run
 from support.files import provenance, write_png
 from support.foreign import local
 from support.photographs import Photograph
@@ -383,6 +383,11 @@ def mistakes(gr):
         raise gr.Error(html.escape(str(error)), print_exception=False) from None
     except OSError as error:
         raise gr.Error(f"the server: {error.strerror}", print_exception=False) from None
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        raise gr.Error("the server is out of memory: lower the samples, or reduce the photograph",
+                       print_exception=False) from None
 
 
 def page(gr, model, front):
@@ -457,6 +462,8 @@ def main():
     check_range(args, 1, 65_535, "port")
     socket.create_server((args.host, args.port)).close()             # or an OSError that says why
     model = load(args.weights, device(args.device))
+    if args.host not in ("127.0.0.1", "localhost"):
+        print(guard.UNBOUNDED, file=sys.stderr)
     Image.MAX_IMAGE_PIXELS = PIXELS // 2                             # Pillow refuses twice as many
     signal.signal(signal.SIGTERM, signal.default_int_handler)        # the folder goes then, too
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -465,8 +472,6 @@ def main():
             import gradio as gr
         except ImportError:
             raise BadInput("gradio is missing: pip install -r requirements-demo.txt") from None
-        if args.host not in ("127.0.0.1", "localhost", "::1"):
-            print(guard.UNBOUNDED, file=sys.stderr)
         front = guard.Guard(BYTES, args.host)
         front.serve(gr, page(gr, model, front), args.host, args.port,
                     head_paths=FILES / "head.html", css_paths=FILES / "page.css",
@@ -474,4 +479,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main, memory="--device")
+    run(main, memory="the network's size: name other --weights")
