@@ -120,7 +120,7 @@ def test_a_weight_that_is_not_finite_is_refused(tmp_path, weights, value):
 @pytest.mark.parametrize("value", [float("nan"), 1j])
 def test_a_weight_to_start_from_that_is_not_finite_is_refused(tmp_path, weights, value):
     content = files.read_tensors(weights)
-    content["ema"]["stem.weight"] = content["ema"]["stem.weight"] * value
+    content["ema"]["stem.weight"] = content["ema"]["stem.weight"].float() * value
     torch.save(content, tmp_path / "weights.pt")
     net = UNet(**content["settings"]["unet"])
     with pytest.raises(BadInput, match="weights.pt: stem.weight is complex, NaN or"):

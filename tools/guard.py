@@ -143,12 +143,11 @@ class Guard:
 
     def forget(self):
         """Drop the results of sessions that nobody listens to; gradio keeps those of 2,000."""
-        if self.queue:
-            results = self.queue.pending_messages_per_session
-            at_work = {event.session_hash for event in under_way(self.queue)}
-            for session in {*results} - at_work:
-                if not self.listens(session):
-                    results.pop(session, None)
+        results = self.queue.pending_messages_per_session
+        at_work = {event.session_hash for event in under_way(self.queue)}
+        for session in {*results} - at_work:
+            if not self.listens(session):
+                results.pop(session, None)
 
     def serve(self, gr, blocks, host, port, **look):
         """gradio's page, until a signal ends it; then within seconds, whatever is at work."""
