@@ -70,11 +70,12 @@ def draw(method, images, hole, samples=4, seed=0, batch=BATCH):
     for i in range(0, len(known), batch):
         generators = [torch.Generator().manual_seed(s) for s in seeds[i:i + batch]]
         filled = method(known[i:i + batch], holes[i:i + batch], generators)
-        if filled.shape != known[i:i + batch].shape or not torch.isfinite(filled).all():
-            raise BadInput("a fill must be finite and of the image's shape, "
-                           f"{tuple(known[i:i + batch].shape)}; this one is of shape "
-                           f"{tuple(filled.shape)}: mend the method or, if it uses a network, its "
-                           "--weights")
+        if filled.shape != known[i:i + batch].shape:
+            raise BadInput(f"a fill must be of the image's shape, {tuple(known[i:i + batch].shape)}"
+                           f"; this one is of shape {tuple(filled.shape)}: mend the method")
+        if not torch.isfinite(filled).all():
+            raise BadInput("a fill must be finite, and this one is NaN or infinite somewhere: mend "
+                           "the method or, if it uses a network, name other --weights")
         fills.append(filled.float())
     return data.to_uint8(torch.cat(fills)).unflatten(0, (len(hole), samples))
 
@@ -304,4 +305,5 @@ def fill_one(args, method, size, samples, bar, name, photograph, hole):
 
 
 if __name__ == "__main__":
-    run(main, memory="--samples or --batch, or reduce the photograph")
+    run(main, memory="--samples or --batch, reduce the photograph, or name --weights of a "
+        "smaller network")

@@ -28,13 +28,18 @@ def run(main, memory="--batch"):
     except (BadInput, OSError) as error:
         refuse(error)
     except (MemoryError, RuntimeError) as error:
-        lacking = "out of memory|can't allocate memory|array is too big"
-        if not isinstance(error, MemoryError) and not re.search(lacking, str(error)):
+        if not lacks_memory(error):
             raise
         refuse(f"out of memory: lower {memory}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def lacks_memory(error):
+    """Whether this is Python's, numpy's or torch's way to say that there is not enough memory."""
+    lacking = "out of memory|can't allocate memory|array is too big"
+    return isinstance(error, MemoryError) or bool(re.search(lacking, str(error)))
 
 
 def repair_streams():

@@ -23,6 +23,7 @@ except ImportError:                                              # Windows has n
 
 ROOT = Path(__file__).parents[1]
 HALF = ".{}.{}.tmp"                                              # of a file's name and a process
+LARGEST = 1024          # pixels, the side of a network's images: a fill takes about 4 GB there
 
 
 # ---- writing -----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ddpm import DDPM
 from schedules import cosine_betas, linear_betas
 from support.cli import BadInput
-from support.files import check_finite, no_pipe, read_tensors, reading, rebuild
+from support.files import LARGEST, check_finite, no_pipe, read_tensors, reading, rebuild
 from support.guided_diffusion import ADM, HEAD, architecture
 
 PIXELS = 2 ** 16        # of images in the network's memory: one of 256×256 (docs/speed.md)
@@ -121,9 +121,13 @@ def check_network(folder, settings):
         raise BadInput(f"{folder}: its network is told the noise as "
                        f"{settings['time_embedding_type']} features, not as a DDPM's level")
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    if type(height) is not int or height != width or not 1 <= height <= 10 ** 4:
+    if type(height) is not int or height != width or not 1 <= height <= LARGEST:
         raise BadInput(f"{folder}: its config.json has sample_size {str(size)[:40]}, not the side "
-                       "of a square image")
+                       f"of a square image, of at most {LARGEST:,} pixels")
+    levels = settings.get("block_out_channels")
+    if isinstance(levels, list) and height >> max(len(levels) - 1, 0) < 2:
+        raise BadInput(f"{folder}: its network ends in maps of one pixel, which cannot be "
+                       "normalized")
     return height
 
 
@@ -202,6 +206,8 @@ def load_guided(path, tensors, device="cpu"):
     with reading(path, f"a guided-diffusion network with heads of {HEAD} channels", "no such file"):
         check_guided(path, tensors)
         settings, size = architecture(tensors)
+        if size > LARGEST:
+            raise ValueError("images too large")
         net = rebuild(ADM, settings, tensors)
     check_finite(path, tensors)
     print(f"{path}: taken for {size}×{size} pixels, heads of {HEAD} channels, to predict ε, T = "

@@ -20,6 +20,7 @@ from schedules import SCHEDULES
 from support import distributed, foreign
 from support.cli import BadInput, check_range, device
 from support.files import (
+    LARGEST,
     ROOT,
     atomic_write,
     check_finite,
@@ -32,7 +33,6 @@ from support.files import (
 from unet import UNet
 
 WEIGHTS = ROOT / "weights" / "celeba64.pt"
-LARGEST = 1024          # pixels, the side of a network's images: a fill takes about 4 GB there
 OURS = "weights that train.py wrote"
 WEIGHTS_HELP = ("a weights.pt or checkpoint.pt of train.py's; a guided-diffusion .pt; or a folder, "
                 "or owner/name on the hub, in diffusers' format")
@@ -228,6 +228,7 @@ def initialize(net, path):
         stored, own = read_tensors(path)["ema"], net.state_dict()
         taken = {name: stored[name] for name in own
                  if name in stored and stored[name].shape == own[name].shape}
+        check_finite(path, taken)
         net.load_state_dict(taken, strict=False)
     left = [name for name in own if name not in taken]
     if not taken:

@@ -1,5 +1,6 @@
 """The demo: a hole painted on a page is filled as inpaint.py would; every refusal is one message;
 and in a real browser, if there is one, the pixels around the hole come back as they were."""
+import asyncio
 import base64
 import http.client
 import io
@@ -28,7 +29,7 @@ import data
 import inpaint
 import masks
 import methods
-from helpers import photograph, save_weights
+from helpers import HANG, photograph, save_weights
 from support.cli import BadInput
 from tools import demo, guard
 
@@ -293,6 +294,32 @@ def test_when_nobody_listens_any_more_the_work_ends():
     assert calls[-1] == "end" and len(calls) < 100
 
 
+def test_a_fill_that_takes_too_long_ends(monkeypatch):
+    monkeypatch.setattr(demo, "LONGEST", 0.5)
+    watch, calls = demo.Watch(1000), []
+    with pytest.raises(BadInput, match="takes over 0 minutes here: lower steps"):
+        list(endless(watch, calls))
+    assert calls[-1] == "end" and len(calls) < 100
+
+
+def test_a_method_without_a_network_ends_at_its_next_window():
+    """It makes no call of the network at which it could be ended."""
+    watch, windows = demo.Watch(), []
+
+    def inpaint(*given):
+        windows.append(given)
+        time.sleep(0.05)
+
+    def work():
+        for k in range(1000):
+            watch.ending(inpaint)(k)
+    listening = iter([True] * 2)
+    watch.listens = lambda: next(listening, False)
+    with pytest.raises(BadInput, match="nobody was listening"):
+        list(watch.during(work))
+    assert 0 < len(windows) < 100
+
+
 def test_what_goes_wrong_in_the_thread_is_told():
     watch = demo.Watch()
 
@@ -325,8 +352,18 @@ def test_bad_flags_are_one_line_and_status_2(as_user, weights, monkeypatch, argv
     port = str(free_port())
     status, printed, error = as_user(demo, "--weights", weights, "--port", port, *argv)
     assert status == 2 and said in error and error.count("\n") == 1 and not printed
+    printed = as_user(demo, "--weights", weights, "--port", port, "--host", "0.0.0.0")[2]
+    assert guard.UNBOUNDED in printed                                # before it serves
     with socket.create_server(("127.0.0.1", int(port))):             # taken
         assert as_user(demo, "--weights", weights, "--port", port)[0] == 2
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory")])
+def test_too_little_memory_is_said_on_the_page(error):
+    gr = SimpleNamespace(Error=lambda said, **_: BadInput(said))
+    with pytest.raises(BadInput, match="lower the samples, or reduce the photograph"):
+        with demo.mistakes(gr):
+            raise error
 
 
 def free_port():
@@ -335,6 +372,14 @@ def free_port():
 
 
 # ---- as a server -------------------------------------------------------------------------------
+
+def wait_for(found, what):
+    """Until found() is true; the clock only catches a hang, whose name is `what`."""
+    end = time.monotonic() + HANG
+    while not found():
+        assert time.monotonic() < end, f"{what} did not come in {HANG} s"
+        time.sleep(0.05)
+
 
 def serving(folder, weights, *settings):
     """(process, port) of demo.py in a process of its own, when it serves; `settings` are lines of
@@ -353,29 +398,36 @@ def serving(folder, weights, *settings):
 def ended(process, folder, number):
     """It ends at the first signal, leaves nothing, and never said more than a line at a time."""
     process.send_signal(number)
-    said, _ = process.communicate(timeout=30)
+    wait_for(lambda: process.poll() is not None, "the server's end")
+    said, _ = process.communicate()
     assert process.returncode == 130 and "Traceback" not in said, said
     assert not list(folder.iterdir())                                # no upload, no result
 
 
 @pytest.fixture(scope="module")
-def server(weights, tmp_path_factory):
+def temporary(tmp_path_factory):
+    """The server's folder for temporary files."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def server(weights, temporary):
     """The address of a demo.py that serves, and afterwards nothing left of it."""
     pytest.importorskip("gradio")
-    folder = tmp_path_factory.mktemp("temporary")
-    process, port = serving(folder, weights)
+    process, port = serving(temporary, weights)
     try:
         yield f"http://127.0.0.1:{port}"
-        ended(process, folder, signal.SIGTERM)
+        ended(process, temporary, signal.SIGTERM)
     finally:
         process.kill()
 
 
 class Visitor:
-    """Who talks to the server without a browser; `session` is gradio's name of the visit."""
+    """Who talks to the server without a browser, as if through a proxy from the address `whose`;
+    `session` is gradio's name of the visit."""
 
-    def __init__(self, address):
-        self.address = address.removeprefix("http://")
+    def __init__(self, address, whose="10.0.0.1"):
+        self.address, self.whose = address.removeprefix("http://"), whose
         self.session = f"v{next(COUNT)}"
         config = json.loads(self.ask("GET", "/config")[1])
         self.calls = {len(one["inputs"]): one["id"] for one in config["dependencies"]}
@@ -384,8 +436,9 @@ class Visitor:
 
     def ask(self, method, path, body=None, **headers):
         """(status, body). None in place of a header's value leaves the header away."""
-        connection = http.client.HTTPConnection(self.address, timeout=60)
-        headers = {"Host": self.address, "Content_Length": body and str(len(body)), **headers}
+        connection = http.client.HTTPConnection(self.address, timeout=HANG)
+        headers = {"Host": self.address, "Content_Length": body and str(len(body)),
+                   "X_Forwarded_For": self.whose, **headers}
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for name, value in headers.items():
             if value is not None:
@@ -402,12 +455,14 @@ class Visitor:
         return self.ask("POST", "/gradio_api/queue/join", json.dumps(body).encode(),
                         Content_Type="application/json")
 
-    def listen(self, until="process_completed"):
-        """The message that ends the call, whole, as text."""
-        connection = http.client.HTTPConnection(self.address, timeout=60)
+    def listen(self, until="process_completed", heard=None):
+        """The message that ends the call, whole, as text; `heard`, a list, gets every message."""
+        heard = [] if heard is None else heard
+        connection = http.client.HTTPConnection(self.address, timeout=HANG)
         connection.request("GET", f"/gradio_api/queue/data?session_hash={self.session}")
         for line in connection.getresponse():
-            if f'"msg":"{until}"' in line.decode():
+            heard.append(line.decode())
+            if f'"msg":"{until}"' in heard[-1]:
                 connection.close()
                 return line.decode()
 
@@ -416,13 +471,13 @@ class Visitor:
         return self.listen() if status == 200 else reply
 
     def upload(self, *files):
-        parts = [f'--B\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
-                 .encode() + content + b"\r\n" for name, content in files]
+        parts = [FORM % name.encode() + content + b"\r\n" for name, content in files]
         return self.ask("POST", "/gradio_api/upload", b"".join(parts) + b"--B--\r\n",
                         Content_Type="multipart/form-data; boundary=B")
 
 
 COUNT = itertools.count()
+FORM = b'--B\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n'
 FILL = 6                                                             # the call with 6 inputs
 HOLE = stroke_of((156, 156), 0.2, 0.2, 0.6, 0.6)
 
@@ -442,7 +497,7 @@ def test_only_the_pages_own_address_is_answered(server):
         assert visitor.ask("GET", "/", Host=host)[0] == 200
     for host in (f"evil.example:{port}", "127.0.0.1.evil.example", ""):
         assert visitor.ask("GET", "/", Host=host)[0] == 403, host
-    body = b"--B--\r\n"
+    body = FORM % b"a.png" + b"a\r\n--B--\r\n"
     for origin, status in ((server, 200), ("http://evil.example", 403), ("null", 403),
                            (f"http://localhost:{port}", 403)):
         assert visitor.ask("POST", "/gradio_api/upload", body, Origin=origin,
@@ -475,8 +530,37 @@ def test_many_files_at_once_are_bounded_as_a_whole(server):
     assert Visitor(server).upload(("a.png", half), ("b.png", half))[0] == 413
 
 
+def files_in(folder):
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def cut_off(port, content):
+    """An upload whose connection is dropped before its end."""
+    with socket.create_connection(("127.0.0.1", port)) as half:
+        half.sendall(b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: "
+                     b"multipart/form-data; boundary=B\r\nContent-Length: 9999999\r\n\r\n" % port
+                     + FORM % b"b.png" + content)
+        yield
+
+
+def test_an_upload_that_is_refused_or_cut_off_leaves_no_file(server, temporary):
+    """Two files, none, one under another name, a field; and a connection dropped in mid-file."""
+    visitor, before = Visitor(server), files_in(temporary)
+    other = (FORM % b"a.png").replace(b'"files"', b'"other"') + b"a\r\n"
+    field = b'--B\r\nContent-Disposition: form-data; name="files"\r\n\r\na\r\n'
+    for parts in ((FORM % b"a.png" + b"a\r\n") * 2, b"", other, field):
+        status, said = visitor.ask("POST", "/gradio_api/upload", parts + b"--B--\r\n",
+                                   Content_Type="multipart/form-data; boundary=B")
+        assert status == 400 and " " in said and files_in(temporary) == before, (parts, said)
+    for _ in cut_off(int(server.rpartition(":")[2]), bytes(10 ** 6)):
+        wait_for(lambda: files_in(temporary) != before, "the first part of the upload")
+    wait_for(lambda: files_in(temporary) == before, "the end of what was cut off")
+
+
 def test_an_address_sends_only_so_much_an_hour(monkeypatch):
+    """In bytes, and in requests, of which the smallest count, too."""
     monkeypatch.setattr(guard, "HOURLY", 1000)
+    monkeypatch.setattr(guard, "LEAST", 300)
     front = guard.Guard(upload=2000)
     scope = {"method": "POST", "path": "/gradio_api/upload", "headers": [
         (b"host", b"localhost"), (b"content-length", b"400")]}
@@ -484,6 +568,8 @@ def test_an_address_sends_only_so_much_an_hour(monkeypatch):
     assert front.refusal(scope, "a")[0] == 429 and front.refusal(scope, "b") is None
     front.hour -= 3601
     assert front.refusal(scope, "a") is None
+    small = {**scope, "headers": [(b"host", b"localhost"), (b"content-length", b"1")]}
+    assert [front.refusal(small, "c") is None for _ in range(4)] == [True] * 3 + [False]
     front.open["a"] = guard.OPEN
     assert front.refusal({**scope, "method": "GET", "path": "/"}, "a")[0] == 429
 
@@ -523,43 +609,79 @@ def test_postscript_as_a_png_is_refused_and_no_reply_names_a_folder(server, weig
 
 
 def test_a_job_that_nobody_listens_to_ends_and_frees_its_place(server):
-    """Both places are taken by visitors who never listen; the third gets its fill all the same, and
-    long before those would have had theirs."""
+    """Both places are taken by visitors who never listen; the third gets its fill all the same."""
     for _ in range(demo.AT_ONCE):
         assert Visitor(server).join(FILL, None, HOLE, "repaint", 20, 8, 0)[0] == 200
     said = Visitor(server).told(FILL, None, HOLE, "keep", 2, 1, 0)
     assert '"success":true' in said and "1 fill, 2 network calls" in said
 
 
-HANG = "all(demo.torch.randn(10 ** 6).sum() < 10 ** 9 for _ in iter(int, 1))"
-HANGS = ("real = demo.inpaint.complete",
-         f"demo.inpaint.complete = lambda *given: {HANG} if given[5] == 13 else real(*given)")
+def test_one_address_holds_only_so_many_calls_of_a_kind():
+    """… at work and waiting; one more of another address, or of another kind, is let in."""
+    def event(whose, kind):
+        return SimpleNamespace(request=SimpleNamespace(client=SimpleNamespace(host=whose)),
+                               fn=SimpleNamespace(_id=kind))
+
+    async def onward(body, request, username):
+        return True, "an id", "success"
+
+    def pushed(whose, kind):
+        body = SimpleNamespace(fn_index=kind, session_hash="v")
+        return asyncio.run(guard.push(queue, onward, body, event(whose, kind).request, None))[:2]
+    queue = SimpleNamespace(
+        pending_messages_per_session={}, active_jobs=[None, [event("a", 6)], [event("a", 6)]],
+        event_queue_per_concurrency_id={6: SimpleNamespace(queue=[event("a", 6)] * 1)})
+    assert pushed("a", 6) == (True, "an id")
+    queue.event_queue_per_concurrency_id[6].queue.append(event("a", 6))
+    taken, said = pushed("a", 6)
+    assert not taken and said == "4 of these from one address are at work or waiting: try later"
+    assert pushed("b", 6)[0] and pushed("a", 5)[0]
+
+
+def test_results_do_not_pile_up_for_a_visitor_who_does_not_read_them(server):
+    """One who is there (its heartbeat is) and reads nothing; when he leaves, they go."""
+    visitor = Visitor(server, "10.0.0.3")
+
+    def told(sentence):
+        return lambda: sentence in visitor.join("upload", None)[1]
+    with socket.create_connection(("127.0.0.1", int(server.rpartition(":")[2]))) as there:
+        there.sendall(f"GET /gradio_api/heartbeat/{visitor.session} HTTP/1.1\r\n"
+                      f"Host: {visitor.address}\r\n\r\n".encode())
+        wait_for(told("does not read its results"), "the refusal of more results")
+    wait_for(told("event_id"), "the end of results that nobody reads")
+
+
+def test_a_visitor_who_does_not_keep_up_is_sent_fewer_frames():
+    front, messages = guard.Guard(2000), asyncio.Queue()
+    front.queue = SimpleNamespace(pending_messages_per_session={"v": messages}, active_jobs=[None],
+                                  event_queue_per_concurrency_id={})
+    assert not front.behind("v") and not front.behind("w")
+    for _ in range(guard.BEHIND + 1):
+        messages.put_nowait("a frame")
+    assert front.behind("v")
+
+
+ENDLESS = "all(demo.torch.randn(10 ** 6).sum() < 10 ** 9 for _ in iter(int, 1))"
+NEVER_ENDS = ("real = demo.inpaint.complete", "demo.inpaint.complete = lambda *given: "
+              f"{ENDLESS} if given[5] == 13 else real(*given)")
 
 
 def test_files_have_a_short_life_and_the_first_signal_ends_whatever_is_at_work(weights, tmp_path):
-    """With a life of 4 seconds: the files of a run of several calls, an upload, and one that was
-    cut off. Then two visitors listen to work that never ends (seed 13), another waits."""
+    """With a life of 4 seconds: the files of a run of several calls, and an upload. Then two
+    visitors listen to work that never ends (seed 13), another waits."""
     pytest.importorskip("gradio")
-    process, port = serving(tmp_path, weights, "guard.LIFE = 4", *HANGS)
+    process, port = serving(tmp_path, weights, "guard.LIFE = 4", *NEVER_ENDS)
     try:
         visitor = Visitor(f"http://127.0.0.1:{port}")
         assert '"success":true' in visitor.told(FILL, None, HOLE, "keep", 3, 2, 0)
         assert visitor.upload(("a.png", b"a"))[0] == 200
-        with socket.create_connection(("127.0.0.1", port)) as half:
-            half.sendall(f"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-                         "Content-Type: multipart/form-data; boundary=B\r\nContent-Length: 999\r\n"
-                         '\r\n--B\r\nContent-Disposition: form-data; name="files"; filename="b"'
-                         "\r\n\r\nhalf".encode())
-            time.sleep(0.5)
-        files = [path for path in tmp_path.rglob("*") if path.is_file()]
-        assert len(files) > 2
-        for _ in range(600):
-            time.sleep(0.1 if any(map(Path.exists, files)) else 0)
-        assert not any(map(Path.exists, files))
+        wait_for(lambda: not files_in(tmp_path), "the end of the files' life")
+        begun = []
         for visitor in [Visitor(f"http://127.0.0.1:{port}") for _ in range(3)]:
             visitor.join(FILL, None, HOLE, "keep", 3, 2, 13)
-            threading.Thread(target=visitor.listen, args=["never"], daemon=True).start()
-        time.sleep(2)
+            threading.Thread(target=visitor.listen, args=["never", begun], daemon=True).start()
+        wait_for(lambda: len({line for line in begun if "process_generating" in line}) == 2,
+                 "the beginning of two fills")
         ended(process, tmp_path, signal.SIGINT)
     finally:
         process.kill()
@@ -600,7 +722,7 @@ def visit(server, browser):
         contexts.append(browser.new_context(
             accept_downloads=True, viewport={"width": width, "height": height}))
         page = contexts[-1].new_page()
-        page.set_default_timeout(90_000)
+        page.set_default_timeout(1000 * HANG)
         page.on("request", lambda request: asked.append(request.url))
         page.goto(server)
         shown(page, 1)

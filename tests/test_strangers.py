@@ -2,6 +2,7 @@
 import contextlib
 import io
 import itertools
+import json
 import os
 import pickle
 import random
@@ -38,6 +39,7 @@ from helpers import (
 )
 from support import cli, files, runs
 from support.cli import BadInput
+from support.guided_diffusion import ADM
 from support.photographs import Holes
 from unet import UNet
 
@@ -113,6 +115,32 @@ def test_a_weight_that_is_not_finite_is_refused(tmp_path, weights, value):
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(BadInput, match="weights.pt: stem.weight is complex, NaN or"):
         inpaint.load_weights(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1j])
+def test_a_weight_to_start_from_that_is_not_finite_is_refused(tmp_path, weights, value):
+    content = files.read_tensors(weights)
+    content["ema"]["stem.weight"] = content["ema"]["stem.weight"].float() * value
+    torch.save(content, tmp_path / "weights.pt")
+    net = UNet(**content["settings"]["unet"])
+    with pytest.raises(BadInput, match="weights.pt: stem.weight is complex, NaN or"):
+        runs.initialize(net, tmp_path / "weights.pt")
+
+
+def test_networks_of_others_that_claim_huge_images_or_end_in_one_pixel_are_refused(tmp_path):
+    """… by their settings, before anything is read or built; a fill would take terabytes, or be
+    impossible for one sample."""
+    config = {"_class_name": "UNet2DModel", "sample_size": 16, "block_out_channels": [8, 16]}
+    for change, said in (({"sample_size": 10_000}, "of at most 1,024 pixels"),
+                         ({"block_out_channels": [8] * 5}, "maps of one pixel")):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(BadInput, match=said):
+            inpaint.load_weights(tmp_path)
+    widths = [32] * 11 + [64]                                    # 8 pixels, doubled 11 times
+    deep = ADM(32, widths, 1, [width == 64 for width in widths], 6)
+    torch.save(deep.state_dict(), tmp_path / "deep.pt")
+    with little_memory_and_no_hang(), pytest.raises(BadInput, match="not a guided-diffusion"):
+        inpaint.load_weights(tmp_path / "deep.pt")
 
 
 def test_a_checkpoint_that_unpacks_to_more_than_itself_is_refused(tmp_path, weights):

@@ -38,7 +38,7 @@ import data
 import inpaint
 import masks
 import methods
-from support.cli import BadInput, check_range, device, run
+from support.cli import BadInput, check_range, device, lacks_memory, run
 from support.files import provenance, write_png
 from support.foreign import local
 from support.photographs import Photograph
@@ -48,7 +48,8 @@ from tools import guard
 BYTES, PIXELS, SIDE = 2 ** 25, 2 ** 24, 2 ** 13   # of a photograph, at most
 SAMPLES = 8                           # fills at a time, at most
 FRAMES, THUMBNAIL = 20, 96            # of the chain that are kept; their side, at most, in pixels
-AT_ONCE, WAITING = 2, 16              # visitors served, and in the queue
+AT_ONCE, WAITING = 2, 32              # fills at work, and calls in the queue
+LONGEST = 20 * 60                     # seconds that a fill may take
 CANVAS, THINNEST = 640, 48            # the longer side of what is painted on; the shorter, at least
 PAINT = "#e4572e"
 FILES = Path(__file__).parent / "page"
@@ -162,13 +163,21 @@ class Watch:
     """A method's callback: callback(t, x, x0) keeps every state as HTML, FRAMES of them, evenly
     spaced, of the `total` calls. `during(work, *given)` runs work(*given) in a thread and yields
     the latest state whenever there is a new one; then `result` is what work returned, and what it
-    raised is raised. Closed early, or once `listens()` is false, it ends the work at its next call
-    and waits for that, unless the server ends.
+    raised is raised. Closed early, or once `listens()` is false or LONGEST has passed, it ends the
+    work at its next call, or next window (`ending`), and waits for that, unless the server ends.
     """
 
     def __init__(self, total=1, listens=lambda: True):
         self.every, self.listens, self.film, self.calls = -(-total // FRAMES), listens, [], 0
         self.total, self.states, self.closed, self.result = total, queue.SimpleQueue(), False, None
+
+    def ending(self, inpaint):
+        """A method's inpaint that does not begin once this is closed."""
+        def call(*given):
+            if self.closed:
+                raise InterruptedError("nobody is watching")
+            return inpaint(*given)
+        return call
 
     def __call__(self, t, x, x0):
         if self.closed:
@@ -181,6 +190,7 @@ class Watch:
 
     def during(self, work, *given):
         thread = threading.Thread(target=self.run, args=(work, *given), daemon=True)
+        end = time.monotonic() + LONGEST
         thread.start()
         try:
             while thread.is_alive() or not self.states.empty():
@@ -190,6 +200,9 @@ class Watch:
                         yield state
                 if not self.listens():
                     raise BadInput("nobody was listening any more")
+                if time.monotonic() > end:
+                    raise BadInput(f"this takes over {LONGEST / 60:.0f} minutes here: lower steps "
+                                   "or samples, paint less, or use inpaint.py, without a limit")
         finally:
             self.closed = True
             while thread.is_alive() and not guard.ENDED.is_set():
@@ -227,8 +240,8 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
     method = method_called(name, model, steps, watch)
     samples = samples if method.DRAWS else 1
     yield ("at work …", 0, watch.total, []), [], ""
-    for t, latest in watch.during(inpaint.complete, method.inpaint, photograph.rgb, hole, size,
-                                  samples, seed, model.device, inpaint.BATCH, planned):
+    for t, latest in watch.during(inpaint.complete, watch.ending(method.inpaint), photograph.rgb,
+                                  hole, size, samples, seed, model.device, inpaint.BATCH, planned):
         yield (f"t = {t} of {model.ddpm.T}", watch.calls, watch.total, [latest]), [], ""
     fills, views = watch.result
     calls = f"{total} network call{'s' * (total > 1)}" if total else "no network"
@@ -370,10 +383,15 @@ def mistakes(gr):
         raise gr.Error(html.escape(str(error)), print_exception=False) from None
     except OSError as error:
         raise gr.Error(f"the server: {error.strerror}", print_exception=False) from None
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        raise gr.Error("the server is out of memory: lower the samples, or reduce the photograph",
+                       print_exception=False) from None
 
 
-def page(gr, model, listens=lambda session: True):
-    """The page, as gradio's Blocks; listens(session) says whether that visitor is still there."""
+def page(gr, model, front):
+    """The page, as gradio's Blocks, behind a guard.Guard."""
     def show(path, family=None):
         with mistakes(gr):
             photograph = read_photograph(path)[1]
@@ -388,10 +406,12 @@ def page(gr, model, listens=lambda session: True):
 
     def start(path, hole, name, steps, samples, seed, request: gr.Request):
         with mistakes(gr):
+            session = request.session_hash
             for state, pictures, command in fill(model, guard.folder, path, hole, name, steps,
-                                                 samples, seed,
-                                                 lambda: listens(request.session_hash)):
+                                                 samples, seed, lambda: front.listens(session)):
                 files = [file for file, _ in pictures]
+                if not pictures and front.behind(session):
+                    continue
                 if pictures:
                     yield (chain(*state), gr.update(interactive=False), gr.update(visible=True),
                            files[:2], pictures[1:-1], files[1:], command, files)
@@ -442,6 +462,8 @@ def main():
     check_range(args, 1, 65_535, "port")
     socket.create_server((args.host, args.port)).close()             # or an OSError that says why
     model = load(args.weights, device(args.device))
+    if args.host not in ("127.0.0.1", "localhost"):
+        print(guard.UNBOUNDED, file=sys.stderr)
     Image.MAX_IMAGE_PIXELS = PIXELS // 2                             # Pillow refuses twice as many
     signal.signal(signal.SIGTERM, signal.default_int_handler)        # the folder goes then, too
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
@@ -450,14 +472,11 @@ def main():
             import gradio as gr
         except ImportError:
             raise BadInput("gradio is missing: pip install -r requirements-demo.txt") from None
-        if args.host not in ("127.0.0.1", "localhost", "::1"):
-            print("anybody who reaches this address can use the page; there is no password and no "
-                  "encryption", file=sys.stderr)
         front = guard.Guard(BYTES, args.host)
-        front.serve(gr, page(gr, model, front.listens), args.host, args.port,
+        front.serve(gr, page(gr, model, front), args.host, args.port,
                     head_paths=FILES / "head.html", css_paths=FILES / "page.css",
                     theme=gr.themes.Soft(font="system-ui", font_mono="monospace"))
 
 
 if __name__ == "__main__":
-    run(main, memory="--device")
+    run(main, memory="the network's size: name other --weights")

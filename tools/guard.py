@@ -5,16 +5,20 @@ gradio serves far more than the page uses, and bounds a file, but neither a requ
 
     from elsewhere   another Host or Origin than the page's own is refused: no other site, and no
                      name that was pointed at this machine (DNS rebinding), reaches the page
-    a request        only what the page itself sends, of a length that it says beforehand
-    a visitor        an address sends so many bytes an hour, and holds so many requests open
-    a job            ends when nobody has listened to it for a few seconds
+    a request        only what the page itself sends, of a length that it says beforehand; an upload
+                     is of one file, and one that is cut off leaves none
+    a visitor        an address sends so many bytes from one full hour to the next, holds so many
+                     requests open, and has so many calls of a kind at work or waiting
+    a job            ends when nobody has listened to it for a few seconds (tools/demo.py: or when
+                     it takes too long)
+    results          are not piled up for a visitor who does not read them
     files            lie in one folder, under names that say nothing of this machine; they go after
                      an hour, or when there are too many, the oldest first
 
-It does not know who a visitor is: all behind one proxy share an address. There is no password and
-no encryption.
+What remains is in UNBOUNDED, which a server that lets other machines in prints.
 """
 import asyncio
+import functools
 import ipaddress
 import re
 import secrets
@@ -32,12 +36,22 @@ FOLDER = "files"                          # beneath the working folder: gradio's
 LIFE, ROOM = 3600, 2 ** 31                # seconds that a file is kept; bytes of all, at most
 REQUEST = 2 ** 20                         # bytes of a request that is no upload
 HOURLY, OPEN = 2 ** 29, 64                # bytes that an address may send; its requests at a time
+LEAST = 2 ** 16                           # what a small request counts as: so 8,192 an hour at most
+JOBS = 4                                  # calls of a kind, at work or waiting, of an address
+UNREAD, BEHIND = 8, 2                     # messages at most of a visit: for a call, for a frame
 SESSIONS = 500                            # visits that gradio remembers
 SECONDS, PATIENCE = 300, 5                # for a request to arrive; without a listener, for a job
+UPLOAD = "/gradio_api/upload"
 GET = re.compile(r"/(config|theme\.css|favicon\.ico|manifest\.json|(assets|static|svelte)/.*|"
                  r"gradio_api/(info|startup-events|theme\.css|queue/data|upload_progress|"
                  rf"file={FOLDER}/.*|heartbeat/\w{{1,32}}))?")
 POST = re.compile(r"/gradio_api/(queue/join|upload|cancel|reset)/?")
+UNBOUNDED = (
+    "anybody who reaches this address can use the page; there is no password and no encryption. A "
+    "visitor is an address: all behind one proxy share its limits (one on this machine can pass "
+    "theirs on, in X-Forwarded-For), and many addresses have as many times the limits. Nothing "
+    "bounds connections that say nothing, nor the minutes that one window takes a method without a "
+    "network, such as patchmatch. If strangers can come, put a server in front that bounds these.")
 
 
 class Guard:
@@ -45,7 +59,7 @@ class Guard:
     beside IP addresses, localhost and the machine's own, under which the page is reached."""
 
     def __init__(self, upload, name="localhost"):
-        self.app, self.upload, self.hour = None, upload, time.monotonic()
+        self.app, self.queue, self.upload, self.hour = None, None, upload, time.monotonic()
         self.names = {"localhost", name, socket.gethostname()}
         self.sent, self.open = Counter(), Counter()                  # by address
         self.streams, self.seen = Counter(), {}                      # by session
@@ -78,6 +92,9 @@ class Guard:
             self.open, self.streams = +self.open, +self.streams      # without the zeros
             self.seen = {one: last for one, last in self.seen.items()
                          if time.monotonic() - last < 60} | {session: time.monotonic()}
+            self.forget()
+            if scope["path"].startswith(UPLOAD):
+                sweep()
             if not begun:
                 await answer(send, 400, "this is not what the page sends, or it took too long")
 
@@ -97,12 +114,12 @@ class Guard:
         length = headers.get("content-length", "")
         if not length.isdecimal() or "transfer-encoding" in headers:
             return 411, "a request must say its length"
-        uploads = scope["path"].startswith("/gradio_api/upload")
+        uploads = scope["path"].startswith(UPLOAD)
         if int(length) > (self.upload + 4096 if uploads else REQUEST):    # its form, too
             return 413, "the request exceeds the maximum size"
         if time.monotonic() - self.hour > 3600:
             self.sent, self.hour = Counter(), time.monotonic()
-        self.sent[visitor] += int(length)
+        self.sent[visitor] += max(int(length), LEAST)
         if self.sent[visitor] > HOURLY:
             return 429, "too much was sent from this address: try again in an hour"
         return None
@@ -120,12 +137,26 @@ class Guard:
         return not ENDED.is_set() and (
             self.streams[session] > 0 or time.monotonic() - last < PATIENCE)
 
+    def behind(self, session):
+        """Whether this session has yet to read what it was sent, so that no frame need follow."""
+        return len_of(self.queue.pending_messages_per_session.get(session)) > BEHIND
+
+    def forget(self):
+        """Drop the results of sessions that nobody listens to; gradio keeps those of 2,000."""
+        results = self.queue.pending_messages_per_session
+        at_work = {event.session_hash for event in under_way(self.queue)}
+        for session in {*results} - at_work:
+            if not self.listens(session):
+                results.pop(session, None)
+
     def serve(self, gr, blocks, host, port, **look):
         """gradio's page, until a signal ends it; then within seconds, whatever is at work."""
         import fastapi  # which come with gradio
         import uvicorn
 
         Path(FOLDER).mkdir(exist_ok=True)
+        take_one_file()
+        self.queue = blocks._queue
         self.app = gr.mount_gradio_app(
             fastapi.FastAPI(), blocks, "/", max_file_size=self.upload, ssr_mode=False,
             enable_monitoring=False, run_history=False, footer_links=[], **look)
@@ -186,7 +217,53 @@ def sweeping():
         sweep()
 
 
-# ---- gradio ------------------------------------------------------------------------------------
+# ---- gradio (its own parts, of the version in requirements-demo.txt) ---------------------------
+
+def under_way(queue):
+    """The calls that are waiting or at work."""
+    waiting = (line.queue for line in queue.event_queue_per_concurrency_id.values())
+    return [event for events in (*waiting, *filter(None, queue.active_jobs)) for event in events]
+
+
+def len_of(messages):
+    return messages.qsize() if messages else 0
+
+
+async def push(queue, onward, body, request, username):
+    """gradio's Queue.push, but no further call of an address that has JOBS of this kind already,
+    nor of a session with UNREAD messages."""
+    same = [event for event in under_way(queue) if event.fn._id == body.fn_index
+            and event.request.client.host == request.client.host]
+    if len(same) >= JOBS:
+        return False, f"{JOBS} of these from one address are at work or waiting: try later", "error"
+    if len_of(queue.pending_messages_per_session.get(body.session_hash)) > UNREAD:
+        return False, "this page does not read its results: reload it", "error"
+    return await onward(body, request, username)
+
+
+def take_one_file():
+    """Have gradio take an upload of one file, as the page sends; it would take 1,000, and keep what
+    had come of one that is cut off."""
+    from gradio import route_utils
+
+    class Parser(route_utils.GradioMultiPartParser):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **{**named, "max_files": 1, "max_fields": 0})
+
+        async def parse(self):
+            try:
+                form = await super().parse()
+                if [name for name, _ in self.items] != ["files"]:
+                    raise route_utils.MultiPartException("an upload is of one file")
+                return form
+            except BaseException:                    # the visitor left, or took too long
+                for file in self._files_to_close_on_error:
+                    file.close()
+                    Path(file.name).unlink(missing_ok=True)
+                raise
+
+    route_utils.GradioMultiPartParser = Parser
+
 
 def blocks(gr, **settings):
     """gr.Blocks that answer what a component cannot read with a sentence, where gradio has an empty
@@ -206,6 +283,11 @@ def blocks(gr, **settings):
 
         async def postprocess_data(self, *given, **named):
             return traverse(await super().postprocess_data(*given, **named), nameless, is_file_obj)
+
+        def queue(self, **settings):
+            super().queue(**settings)
+            self._queue.push = functools.partial(push, self._queue, self._queue.push)
+            return self
 
     made = Strict(**settings)
     made.state_session_capacity = SESSIONS
