@@ -76,7 +76,7 @@ def largest(found, part, size):
 
 def thickness(found):
     """The largest odd side of a square in which all is True, bool [H, W], from a summed-area table.
-    (scipy would do, and takes a quarter of a second to import, for every command.)"""
+    (scipy's distance transform would do, but takes half a second to import.)"""
     sums = np.pad(found.cumsum(0, np.int32).cumsum(1, np.int32), ((1, 0), (1, 0)))
 
     def too_large(side):
@@ -89,19 +89,32 @@ def thickness(found):
 def apart(found, gap):
     """The boxes around those parts of the hole between which lie `gap` pixels or more (nearer ones
     may count as one part), in the order of their first rows."""
-    coarse = F.max_pool2d(torch.from_numpy(found)[None].float(), gap, ceil_mode=True)
-    numbers = coarse * torch.arange(coarse.numel(), 0, -1.0).view_as(coarse)
-    while not torch.equal(numbers, spread := coarse * F.max_pool2d(numbers, 3, 1, padding=1)):
-        numbers = spread                    # each part takes its first square's number
-    for number in sorted(set(numbers[coarse > 0].tolist()), reverse=True):
-        mine = (numbers[0] == number).numpy()
-        box = bounds(mine)
-        own = np.kron(crop(mine, box), np.ones((gap, gap), bool))
-        top, left = gap * box[0], gap * box[1]
+    coarse = F.max_pool2d(torch.from_numpy(found)[None].float(), gap, ceil_mode=True)[0]
+    for rows, columns in connected(coarse):
+        own = np.zeros((np.ptp(rows) + 1, np.ptp(columns) + 1), bool)
+        own[rows - rows.min(), columns - columns.min()] = True
+        own = np.kron(own, np.ones((gap, gap), bool))
+        top, left = gap * int(rows.min()), gap * int(columns.min())
         own = own[:len(found) - top, :found.shape[1] - left]
         own &= found[top:top + len(own), left:left + own.shape[1]]
         y, x, height, width = bounds(own)
         yield top + y, left + x, height, width
+
+
+def connected(squares):
+    """(rows, columns) of the parts of what is not 0 in [H, W] whose squares touch, at least at
+    corners, in the order of their first rows. (As scipy's label, which is slow to import, too.)"""
+    places = [*map(tuple, squares.nonzero().tolist())]
+    left = set(places)
+    for first in places:
+        if first in left:
+            left.remove(first)
+            part = [first]
+            for y, x in part:                                   # which grows while it is walked
+                near = left.intersection((y + i, x + j) for i in (-1, 0, 1) for j in (-1, 0, 1))
+                left -= near
+                part += near
+            yield np.array(part).T
 
 
 def cover(found, part, size):
