@@ -17,7 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 import data
-from support.cli import BadInput
+from support.cli import BadInput, lacks_memory
 
 SCORES = {"psnr_hole": "PSNR in the hole, one sample, dB",
           "psnr_hole_mean": "PSNR in the hole of the mean of the samples, dB",
@@ -194,6 +194,8 @@ def extractor(name, device="cpu"):
         try:
             features = network(images.permute(0, 3, 1, 2).contiguous().to(device))
         except (RuntimeError, torch.jit.Error) as error:
+            if lacks_memory(error):
+                raise
             raise BadInput(f"--features {name} does not take uint8 images [B, 3, H, W]: "
                            f"{str(error).strip().splitlines()[-1]}") from None
         shape = tuple(getattr(features, "shape", ()))

@@ -257,6 +257,13 @@ def test_a_network_that_does_not_fit_is_refused_in_one_line(tmp_path, network, s
     assert "\n" not in str(refused.value)
 
 
+def test_a_network_without_memory_is_not_called_one_that_does_not_fit(monkeypatch, tmp_path):
+    torch.jit.script(Refuses()).save(tmp_path / "large.pt")
+    monkeypatch.setattr(scores, "lacks_memory", lambda error: "give me floats" in str(error))
+    with pytest.raises(torch.jit.Error):                       # support.cli.run says what to lower
+        scores.extractor(tmp_path / "large.pt")(data.synthetic(2, 16))
+
+
 @pytest.mark.parametrize("make, said", [
     (lambda path: None, "no such file"), (lambda path: path.mkdir(), "not a TorchScript"),
     (lambda path: path.write_bytes(b"no network"), "not a TorchScript"),
