@@ -432,7 +432,8 @@ def test_the_film_shows_every_step_of_the_strip_beside_its_estimate(course):
 
 
 @pytest.mark.parametrize("name, greys, drawn", [
-    ("results", {"encoder_decoder": 10, "glcic": 60, "biharmonic": 110, "patchmatch": 160}, False),
+    ("results", {"encoder_decoder": 10, "glcic": 60, "gated_convolution": 85, "biharmonic": 110,
+                 "patchmatch": 160}, False),
     ("drawn", {"mean_face": 10, "ridge_regression": 60, "scene_completion": 85, "biharmonic": 110,
                "patchmatch": 160}, True)])
 def test_columns_hold_their_methods_fills_and_known_pixels_are_exact(

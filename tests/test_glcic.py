@@ -316,7 +316,7 @@ def test_samples_show_given_filled_and_original(tmp_path):
         assert torch.equal(filled, data.to_uint8(C(data.to_float(images), hole)))
 
 
-@pytest.mark.parametrize("name", ["glcic", "encoder_decoder"])
+@pytest.mark.parametrize("name", ["glcic", "encoder_decoder", "gated_convolution"])
 def test_the_methods_are_found_and_read_their_own_weights_when_called(tmp_path, monkeypatch, name):
     """The shipped ones, which nobody waits for who does not use them."""
     (x, hole), shipped = example(), glcic.WEIGHTS / f"{name}.pt"

@@ -61,6 +61,7 @@ WAYS = {"keep": "the network knows the hole",
         "replace": "known pixels noised and pasted",
         "encoder_decoder": "one call, a blur",
         "glcic": "one call, with an adversary",
+        "gated_convolution": "the same, with gates",
         "biharmonic": "a smooth surface, nothing learnt",
         "patchmatch": "patches of the picture itself",
         "masked": "the hole, left grey"}

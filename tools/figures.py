@@ -490,7 +490,8 @@ def side_by_side(course, fig):
     network = methods.default(course.net)
     compare(course, fig, course.image, {
         network: f"diffusion ({network})", "encoder_decoder": "encoder-decoder", "glcic": "GLCIC",
-        "biharmonic": "biharmonic", "patchmatch": "PatchMatch"})
+        "gated_convolution": "gated convolution", "biharmonic": "biharmonic",
+        "patchmatch": "PatchMatch"})
 
 
 @figure("drawn")
