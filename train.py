@@ -101,7 +101,7 @@ def build(args, device):
         net = net.to(memory_format=torch.channels_last)
     matrices, others = split(net)
     return {"net": net, "ema": copy.deepcopy(net).requires_grad_(False),
-            "muon": Muon([{"params": matrices}]),          # a tiny network has none
+            "muon": Muon([{"params": matrices}], bf16=args.bf16),      # a tiny network has none
             "adamw": torch.optim.AdamW(others, fused=True)}
 
 

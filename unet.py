@@ -76,9 +76,9 @@ class SelfAttention(nn.Module):
     def forward(self, x):
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W)
-        q, k, v = qkv.transpose(-1, -2).contiguous().unbind(1)   # each [B, heads, HW, C/heads]
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(-1, -2).reshape(B, C, H, W))
+        q, k, v = qkv.unbind(1)                                  # each [B, heads, C/heads, HW]
+        weights = ((q / q.shape[2] ** 0.5).mT @ k).softmax(dim=-1)         # [B, heads, HW, HW]
+        return x + self.out((v @ weights.mT).reshape(B, C, H, W))
 
 
 class UNet(nn.Module):
