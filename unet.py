@@ -64,7 +64,8 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every position looks at every other: h + W_o softmax(q kᵀ/√d) v, in heads of 64 channels."""
+    """Every position looks at every other: h + W_o v softmax(kᵀq/√d), in heads of d = 64 channels.
+    q, k and v have a column for each position; the softmax is taken over the keys."""
 
     def __init__(self, channels):
         super().__init__()
@@ -76,9 +77,9 @@ class SelfAttention(nn.Module):
     def forward(self, x):
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W)
-        q, k, v = qkv.unbind(1)                                  # each [B, heads, C/heads, HW]
-        weights = ((q / q.shape[2] ** 0.5).mT @ k).softmax(dim=-1)         # [B, heads, HW, HW]
-        return x + self.out((v @ weights.mT).reshape(B, C, H, W))
+        q, k, v = qkv.unbind(1)                                  # each [B, heads, d, HW]
+        weights = (k.mT @ (q / q.shape[2] ** 0.5)).softmax(dim=2)          # [B, heads, HW, HW]
+        return x + self.out((v @ weights).reshape(B, C, H, W))
 
 
 class UNet(nn.Module):

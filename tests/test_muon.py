@@ -1,4 +1,6 @@
 """Muon against the singular value decomposition, and what it is for: fewer steps than AdamW."""
+import argparse
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -27,18 +29,32 @@ def test_the_singular_values_follow_the_quintic_and_the_vectors_stay(shape):
     assert_close(muon.orthogonalize(M).double(), U * s[:, None] @ Vh, rtol=0, atol=2e-4)
 
 
-def test_singular_values_end_near_one():
-    M = matrix(2, 40, 360)
-    values = torch.linalg.svdvals(muon.orthogonalize(M))
-    assert 0.65 < values.min() and values.max() < 1.25
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("shape", [(2, 40, 360), (2, 360, 40)])
+def test_singular_values_end_near_one(shape, bf16):
+    X = muon.orthogonalize(matrix(*shape), bf16=bf16)
+    values = torch.linalg.svdvals(X)
+    assert 0.65 < values.min() and values.max() < 1.25 and X.dtype == torch.float32
 
 
-def test_each_matrix_of_a_batch_is_treated_alone_and_its_scale_does_not_matter():
-    M = matrix(3, 16, 24)
-    together = muon.orthogonalize(M * torch.tensor([1.0, 1e-4, 1e4])[:, None, None])
+def test_bfloat16_keeps_the_vectors_also_of_small_singular_values():
+    """From 1 down to 1/1000: as near to U Vᵀ, by the angle, as float32 comes."""
+    U, _, Vh = torch.linalg.svd(matrix(1, 64, 144), full_matrices=False)
+    M, near = U * torch.logspace(0, -3, 64) @ Vh, []
+    for bf16 in (False, True):
+        X = muon.orthogonalize(M, bf16=bf16)
+        near.append(torch.cosine_similarity(X.flatten(), (U @ Vh).flatten(), dim=0))
+    assert near[0] > 0.9 and near[1] > near[0] - 0.01
+
+
+@pytest.mark.parametrize("bf16, atol", [(False, 1e-5), (True, 0.05)])
+def test_each_matrix_of_a_batch_is_treated_alone_and_its_scale_does_not_matter(bf16, atol):
+    M, zeros = matrix(3, 16, 24), torch.zeros(1, 4, 4)
+    together = muon.orthogonalize(M * torch.tensor([1.0, 1e-4, 1e4])[:, None, None], bf16=bf16)
     for i in range(3):
-        assert_close(together[i], muon.orthogonalize(M[i:i + 1])[0], rtol=0, atol=1e-5)
-    assert torch.equal(muon.orthogonalize(torch.zeros(1, 4, 4)), torch.zeros(1, 4, 4))
+        alone = muon.orthogonalize(M[i:i + 1], bf16=bf16)[0]
+        assert_close(together[i], alone, rtol=0, atol=atol)
+    assert torch.equal(muon.orthogonalize(zeros, bf16=bf16), zeros)
 
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (8, 6, 3, 3)])
@@ -54,6 +70,19 @@ def test_two_steps_are_those_of_the_docstring(shape):
         ahead = (0.9 * M + 0.1 * gradient).flatten(1)
         W = (1 - 0.1 * 0.2) * W - 0.1 * scale * muon.orthogonalize(ahead[None])[0].view(shape)
         assert_close(weight.data, W, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_it_computes_in_bfloat16_where_training_does(monkeypatch, bf16):
+    used = []
+    monkeypatch.setattr(muon, "newton_schulz", lambda M, steps: used.append(M) or M)
+    args = argparse.Namespace(seed=0, size=16, patch=2, widths=[16, 32], blocks=1, init=None,
+                              bf16=bf16)
+    net, _, optimizer, _ = train.build(args, torch.device("cpu")).values()
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert bool(used) == bf16
 
 
 def test_a_step_is_as_long_as_adamws():
