@@ -6,8 +6,8 @@
     python inpaint.py --method patchmatch                    # an older way
 
 For an input STEM, in --out: `STEM_input.png`; `STEM_hole.png`, white = filled; `STEM_0.png`,
-`STEM_1.png`, … the fills, of the photograph's size and kind, outside the hole exactly
-STEM_input.png; `STEM.png`, what the method was shown and made of it, side by side.
+`STEM_1.png`, … the fills, the most typical first, of the photograph's size and kind, outside the
+hole exactly STEM_input.png; `STEM.png`, what the method was shown and made of it, side by side.
 The network sees the photograph through windows of its own size (windows.py); methods that need no
 network see the photograph's own pixels.
 """
@@ -97,10 +97,10 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
              any size, and sees the photograph's own pixels, reduced only in windows of over OWN
     planned  what `plan` gave, if it has been called already, or for a known face
 
-    Returns (fills, views): uint8 [samples, H, W, 3], exactly the photograph outside the hole; and,
-    for every window, its box in the photograph, what the method saw there, uint8 [h, w, 3], the
-    hole in it, [1, h, w], and what it drew, uint8 [samples, h, w, 3]. If nothing is left of the
-    hole at that size, that is what was seen.
+    Returns (fills, views, order): uint8 [samples, H, W, 3], the most typical first, exactly the
+    photograph outside the hole; for every window, its box in the photograph, what the method saw
+    there, uint8 [h, w, 3], the hole in it, [1, h, w], and what it drew, uint8 [samples, h, w, 3],
+    or, if nothing is left of the hole at that size, what it saw; and each fill's number as a sample.
     """
     fills, left, views = photograph.repeat(samples, 1, 1, 1), hole.clone(), []
     for box, cell in plan(hole, size) if planned is None else planned:
@@ -116,7 +116,21 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
             windows.paste(each, left, box, cell, patch)
         windows.crop(left[0], cell).zero_()
         views.append((box, seen[0], part, drawn))
-    return fills, views
+    order = typical_first([drawn for *_, drawn in views], samples)
+    return fills[order], [(*view, drawn[order]) for *view, drawn in views], order
+
+
+def typical_first(drawn, samples):
+    """The order of the fills: nearest to the mean of all first, farthest last. Of many, the nearest
+    is the one that differs least from the others, and seldom has an eye too many.
+
+    drawn  uint8 [samples, h, w, 3] of every window
+    """
+    far = torch.zeros(samples)
+    for fills in drawn:
+        fills = fills.float()
+        far += (fills - fills.mean(dim=0)).square().sum(dim=(1, 2, 3))
+    return far.argsort(stable=True)
 
 
 def plan(hole, size=None, face=None):
@@ -229,7 +243,8 @@ def parse():
         "pigdm with weights that know no hole")
     add("--train", nargs="+", metavar="PATH", help="training images, for a method that learns from "
         "them: as for train.py's --data")
-    add("--samples", type=int, default=4, help="fills of every image, by a method that draws")
+    add("--samples", type=int, default=4, help="fills of every image, by a method that draws; the more, "
+        "the more typical the first")
     add("--steps", type=int, default=20, help="network calls a fill, at most the chain's T")
     add("--eta", type=float, help="0: deterministic … 1: ancestral, as in DDPM, the default")
     add("--seed", type=int, default=0, help="of the noise and of a drawn hole")
@@ -294,7 +309,7 @@ def fill_one(args, method, size, samples, bar, name, photograph, hole):
     planned, done = plan(hole, size, args.face), bar.n
     work = calls(method, samples, args.batch) * max(1, len(planned))
     bar.total += work - calls(method, samples, args.batch)
-    fills, views = complete(method.inpaint, photograph.rgb, hole, size, samples, args.seed,
+    fills, views, _ = complete(method.inpaint, photograph.rgb, hole, size, samples, args.seed,
                             args.device, args.batch, planned)
     bar.update(done + work - bar.n)
     if not any(part.any() for _, _, part, _ in views):

@@ -161,7 +161,7 @@ def painted(url, size):
 # ---- filling it, watched -----------------------------------------------------------------------
 
 class Watch:
-    """A method's callback: callback(t, x, x0) keeps every state as HTML, FRAMES of them, evenly
+    """A method's callback: callback(t, x, x0) keeps every state as a `frame`, FRAMES of them, evenly
     spaced, of the `total` calls. `during(work, *given)` runs work(*given) in a thread and yields
     the latest state whenever there is a new one; then `result` is what work returned, and what it
     raised is raised. Closed early, or once `listens()` is false or LONGEST has passed, it ends the
@@ -244,7 +244,7 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
     for t, latest in watch.during(inpaint.complete, watch.ending(method.inpaint), photograph.rgb,
                                   hole, size, samples, seed, model.device, inpaint.BATCH, planned):
         yield (f"t = {t} of {model.ddpm.T}", watch.calls, watch.total, [latest]), [], ""
-    fills, views = watch.result
+    fills, views, order = watch.result
     calls = f"{total} network call{'s' * (total > 1)}" if total else "no network"
     status = f"{samples} fill{'s' * (samples > 1)}, {calls} each: {time.time() - begun:.1f} s"
     if not any(part.any() for _, _, part, _ in views):
@@ -256,7 +256,8 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
         *["--weights", model.weights] * (model.weights != inpaint.WEIGHTS)]))
     made = {**model.made, "seed": seed, "command": command}
     pictures = write(new_folder(), stem, photograph, hole, fills, made)
-    yield (status, watch.total, watch.total, watch.film), pictures, command
+    film = [(t, *([row[k] for k in order] for row in rows)) for t, *rows in watch.film]
+    yield (status, watch.total, watch.total, film), pictures, command
 
 
 def write(folder, stem, photograph, hole, fills, made):
@@ -280,12 +281,17 @@ def write(folder, stem, photograph, hole, fills, made):
 # ---- the chain ---------------------------------------------------------------------------------
 
 def frame(t, x, x0):
-    """One state of the reverse process as HTML: every sample as it is, and as it may end."""
-    def row(images, caption):
-        row = "".join(f'<img alt="" src="{thumbnail(one)}">' for one in images)
-        return f"<figure><figcaption>{caption}</figcaption><div>{row}</div></figure>"
-    return (row(x, f"<b>x</b> after the step at t = {t}") +
-            row(x0, "<b>x̂<sub>0</sub></b>, the network's estimate of the clean image"))
+    """(t, row, row): thumbnails of every sample as it is, and as it may end."""
+    return t, [thumbnail(one) for one in x], [thumbnail(one) for one in x0]
+
+
+def as_html(t, *rows):
+    """A `frame` as a page shows it."""
+    captions = (f"<b>x</b> after the step at t = {t}",
+                "<b>x̂<sub>0</sub></b>, the network's estimate of the clean image")
+    images = ("".join(f'<img alt="" src="{url}">' for url in row) for row in rows)
+    return "".join(f"<figure><figcaption>{caption}</figcaption><div>{row}</div></figure>"
+                   for caption, row in zip(captions, images))
 
 
 def thumbnail(image):
@@ -301,7 +307,7 @@ def chain(status, calls, total, film):
     if not calls:
         bar = "<progress></progress>"                                  # it moves, with no end
     last = len(film) - 1
-    frames = "".join(f'<div class="frame" {"hidden" * (k < last)}>{one}</div>'
+    frames = "".join(f'<div class="frame" {"hidden" * (k < last)}>{as_html(*one)}</div>'
                      for k, one in enumerate(film))
     slider = (f'<input type="range" max="{last}" value="{last}" aria-label="the chain, from noise '
               'to the fill"><div class="ends"><span>noise</span><span>the fill</span></div>')
@@ -350,7 +356,7 @@ def asking(gr, model):
             steps = gr.Slider(1, model.ddpm.T, min(20, model.ddpm.T), step=1, label="Steps",
                               info="levels of noise; a network call each, more for repaint")
             samples = gr.Slider(1, SAMPLES, 4, step=1, label="Samples",
-                                info="fills, each from its own noise")
+                                info="fills, each from its own noise, the most typical first")
             seed = gr.Number(0, minimum=0, maximum=10 ** 9, precision=0, label="Seed",
                              info="the same seed, the same fills")
             with gr.Row():
