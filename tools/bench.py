@@ -49,9 +49,9 @@ def works(args, net, x0, hole, plain=False):
     t = torch.full((len(x0),), 150, device=x0.device)
     ema, generator = copy.deepcopy(net).requires_grad_(False), torch.Generator()
     matrices, others = muon.split(net)
-    optimizers = [muon.Muon([{"params": matrices}], lr=1e-4),       # a tiny network has none
-                  torch.optim.AdamW(others, lr=1e-4, fused=not plain, foreach=False)]
     bf16 = args.bf16 and not plain
+    optimizers = [muon.Muon([{"params": matrices}], lr=1e-4, bf16=bf16),     # a tiny net has none
+                  torch.optim.AdamW(others, lr=1e-4, fused=not plain, foreach=False)]
     autocast = torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16)
     update_ema = one_by_one if plain else train.update_ema
     if args.compile and not plain:
