@@ -354,20 +354,21 @@ def parse():
     add("--train", nargs="+", metavar="PATH", help="training images, for methods that learn from "
         "them and for FID; default: the training split of --data")
     add("--split", choices=(*data.SPLITS, "all"), default="test")
-    add("--masks", type=listed, default=list(masks.FAMILIES), help="after commas: families, or "
-        "folders or files of masks, white = fill")
-    add("--methods", type=listed, help="after commas, differences are to the first: files.py, or "
-        f"{', '.join(methods.METHODS)}; default: {', '.join(DEFAULT)}, or all in --from's FOLDER")
+    add("--masks", type=listed, default=list(masks.FAMILIES), help="comma-separated: families, "
+        "or folders or files of masks, white = fill")
+    add("--methods", type=listed, help="comma-separated; differences are to the first: .py files, "
+        f"or {', '.join(methods.METHODS)}; default: {', '.join(DEFAULT)}, or all in --from's FOLDER")
     add("--from", dest="read_from", metavar="FOLDER", help="score the fills in its FOLDER/MASK/"
         "METHOD/00000_0.png, … too; their inputs and holes are what --save writes")
     add("--save", action="store_true", help="write inputs, holes and fills under --out/fills")
     add("--samples", type=int, default=4, help="fills of an image by a method that draws")
-    add("--steps", type=int, default=20, help="network calls a fill")
+    add("--steps", type=int, default=20, help="levels of noise; a network call each, more for "
+        "repaint")
     add("--eta", type=float, help="0: deterministic … 1: ancestral, the default")
     add("--bf16", action="store_true", help="bfloat16 matrix products in the network")
     add("--perceptual", action=argparse.BooleanOptionalAction, default=True,
         help="LPIPS, and distances by the default networks")
-    add("--features", type=listed, help="networks for Fréchet and kernel distances, after commas: "
+    add("--features", type=listed, help="networks for Fréchet and kernel distances, comma-separated: "
         "efficientnet-lite0; inception, for FID and KID; unet, the middle of the inpainter's; "
         "FILE.pt, TorchScript from uint8 [B, 3, H, W] to [B, d]; default: those of "
         f"{', '.join(scores.RULERS)} that are installed")

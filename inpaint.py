@@ -245,12 +245,13 @@ def parse():
         "them: as for train.py's --data")
     add("--samples", type=int, default=4, help="fills of every image, by a method that draws; the more, "
         "the more typical the first")
-    add("--steps", type=int, default=20, help="network calls a fill, at most the chain's T")
+    add("--steps", type=int, default=20, help="levels of noise, at most the chain's T; a network "
+        "call each, more for repaint")
     add("--eta", type=float, help="0: deterministic … 1: ancestral, as in DDPM, the default")
     add("--seed", type=int, default=0, help="of the noise and of a drawn hole")
     add("--batch", type=int, help=f"fills at a time; default: {BATCH}, or with weights that know "
-        "no hole as many as are one image of 256×256; 1 takes up to twice as long, and a fill is "
-        "then the same to the last bit however many are asked for")
+        "no hole as many as make up 256×256 pixels; 1 takes up to twice as long, but makes each "
+        "fill the same to the last bit for any --samples")
     add("--weights", default=WEIGHTS, help=WEIGHTS_HELP)
     add("--out", default="out", help="folder for the results")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -9,7 +9,7 @@ Elsewhere, a method is a file with `inpaint(image, hole, generator) -> image`; i
 [-1, 1], 0 inside the hole [B, 1, H, W]; generator: a list, one an image (`ddpm.randn_like` draws
 from it). Or it has `fit(images) -> inpaint`, given training images, uint8 [N, H, W, 3].
 `DRAWS = False` says that it has one fill only for an image; `CALLS` is the number of network calls.
-It takes images of any size, unless `ANY_SIZE = False` asks for those of the network's.
+`ANY_SIZE` says whether it takes images of any size: by default with `inpaint`, not with `fit`.
 """
 import importlib.util
 from itertools import pairwise

@@ -2,7 +2,7 @@
 
 A gradient step is dominated by a few directions of a weight matrix. Muon gives all of its
 directions the same length: with the momentum's singular value decomposition M = U S Vᵀ, the step is
-U Vᵀ. Fewer images teach the network the same; docs/choices.md has the comparison with AdamW.
+U Vᵀ. The network learns as much from fewer images; docs/choices.md has the comparison with AdamW.
 """
 import torch
 

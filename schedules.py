@@ -16,7 +16,7 @@ def linear_betas(T=300, start=1e-4, end=0.02):
 
     With T = 300 the chain stops early: ᾱ_T ≈ 0.048, so a fifth of the signal's amplitude
     (√0.048 ≈ 0.22) is still in x_T, while sampling starts from pure noise N(0, I). The mismatch
-    costs contrast and colour; `cosine_betas` does not have it.
+    costs contrast and colour; the other two schedules avoid it.
     """
     _check(T)
     return torch.linspace(start, end, T, dtype=torch.float64)

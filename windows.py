@@ -2,8 +2,8 @@
 return to the photograph.
 
 A photograph is larger than the network's image, so the network sees a square of it, reduced. It
-fills best where a face lies as faces lay in training: in CelebA's photographs that is known, a
-square photograph is taken for a face, and of any other the user can say where. Otherwise the window
+fills best if a face is placed as in training: in CelebA's photographs its place is known, a square
+photograph is taken for a face, and in any other the user can say where it is. Otherwise the window
 is a few times as wide as the hole. Holes that lie apart get windows of their own; one too thin to
 be seen in such a window, such as a scratch, is covered by several, one after the other, each of
 which sees what those before it drew.

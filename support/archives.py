@@ -1,6 +1,6 @@
 """Where images lie: folders of any depth, and archives, never unpacked to the disk: zip, tar
-(plain, gzip, bzip2, xz) and the parquet files in which the Hugging Face hub ships images. What an
-archive is, its first bytes tell; the ending of its name may be wrong.
+(plain, gzip, bzip2, xz) and the parquet files in which the Hugging Face hub ships images. An
+archive's type is read from its first bytes, whatever its name ends in.
 
 `members(path, is_image)` lists (name, bytes, version), where version changes when the content does;
 `contents(path, names)` gives (name, content) in the order in which they are stored, in one pass,

@@ -259,7 +259,7 @@ def add_flags(parser, out):
         help="cpu, cuda, cuda:1, …")
     add("--bf16", action=argparse.BooleanOptionalAction,
         help="bfloat16 matrix products: twice as fast where the processor has them; default: on "
-        "GPUs that have")
+        "GPUs that have them")
 
 
 def parse(parser, argv=None):

@@ -1,4 +1,4 @@
-"""Threads that wait sleep. Imported by every command before torch, whose OpenMP reads this once.
+"""Make waiting threads sleep. Imported by every command before torch, whose OpenMP reads this once.
 
 By default OpenMP's threads spin for a while at the end of each parallel loop. With a core for every
 thread that saves some time; where other programs want the cores, too, a spinning thread keeps the

@@ -1,4 +1,4 @@
-"""How fast is this machine at it? Every part beside something to compare with, as ratios.
+"""Benchmark: each part timed beside a reference, as ratios.
 
     python -m tools.bench --batch 16    # of the shipped network's shape; a GPU wants larger batches
 

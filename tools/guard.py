@@ -15,7 +15,7 @@ gradio serves far more than the page uses, and bounds a file, but neither a requ
     files            lie in one folder, under names that say nothing of this machine; they go after
                      an hour, or when there are too many, the oldest first
 
-What remains is in UNBOUNDED, which a server that lets other machines in prints.
+UNBOUNDED lists what remains; a server open to other machines prints it.
 """
 import asyncio
 import functools
