@@ -52,7 +52,7 @@ def to_uint8(images):
     return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
 
 
-def load(sources, split="train", size=64, crop="centre140", limit=None, cache="cache", seed=0):
+def load(sources, split="train", size=64, crop="centre140", limit=None, cache="cache"):
     """The images of a split as a uint8 tensor [N, size, size, 3], in the order of their names.
 
     sources  a path or a list of paths, or "synthetic" (10,000 faces if there is no `limit`)
@@ -68,7 +68,7 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
         raise BadInput(f"there is no split {split!r}: train, val, test or all")
     if [str(source) for source in sources] == ["synthetic"]:
         number = 10_000 if limit is None else limit
-        return synthetic(number, size, seed + 1_000_003 * (*SPLITS, "all").index(split))
+        return synthetic(number, size, 1_000_003 * (*SPLITS, "all").index(split))
     found = find(sources)
     members = [member for member, its in found.items() if split in ("all", its)][:limit]
     if not members:
@@ -187,15 +187,17 @@ def square(image, size, crop="centre140"):
 def synthetic(number, size=64, seed=0):
     """Faces drawn from ellipses: uint8 [number, size, size, 3]. Endless, free, and no substitute:
     they give every command something to run on before there is data."""
-    faces = [_draw_faces(256, size, seed * 1_000_003 + block) for block in range(-(-number // 256))]
-    return to_uint8(torch.cat(faces)[:number]) if faces else torch.empty(0, size, size, 3).byte()
+    faces = [_draw_faces(min(256, number - first), size, seed * 1_000_003 + first // 256)
+             for first in range(0, number, 256)]
+    return to_uint8(torch.cat(faces)) if faces else torch.empty(0, size, size, 3).byte()
 
 
 def _draw_faces(n, size, seed):
+    """The first n of the seed's 256 faces."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low, high, *shape):
-        return low + (high - low) * torch.rand(n, *shape, 1, 1, generator=generator)
+        return low + (high - low) * torch.rand(256, *shape, 1, 1, generator=generator)[:n]
 
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     y, x = axis[None, None, :, None], axis[None, None, None, :]
@@ -256,7 +258,7 @@ def _is_celeba(path, folder, below, archive, names, listed):
     if first is None:
         return False
     marks = (*folder.parts[-1 - len(below):], archive, *archives.parts(first)[:-1])
-    return any(map(CELEBA.match, marks)) or _size(path, first) == (178, 218)
+    return any(map(CELEBA.match, marks)) or _size(path, first) == ALIGNED
 
 
 def _size(path, name):
@@ -313,7 +315,7 @@ def _open_cache(path, shape):
 def _build_cache(path, shape, members, crop):
     """Decode in parallel (Pillow works outside the interpreter's lock) into a file that gets its
     name when it is whole. An archive's images come in its own order, each to its row."""
-    def decode(share):
+    def squares(share):
         return [(row, square(open_image(file), shape[1], crop)) for row, file in share]
 
     pool = ThreadPoolExecutor(torch.get_num_threads())
@@ -322,7 +324,7 @@ def _build_cache(path, shape, members, crop):
         np.lib.format.write_array_header_1_0(file, head)
         begin = file.tell()
         with tqdm(desc="decoding", total=len(members), unit=" images") as bar:
-            for images in _ahead(pool, decode, _files(members)):
+            for images in _ahead(pool, squares, _files(members)):
                 for row, image in images:
                     file.seek(begin + row * image.nbytes)
                     file.write(image)                       # to mmap, a full disk is a bus error

@@ -91,22 +91,18 @@ class DDPM:
         """The network's x_0 and ε at x, whatever its output means. Its counterpart is `target`; the
         two know what the network predicts, and `loss` how much an error in x_0 weighs.
 
-        v = √ᾱ ε - √(1-ᾱ) x_0 turns (x_0, ε) by an angle, so it turns back without dividing by
-        anything; from ε alone, x_0 needs a division by √ᾱ, which is nearly 0 at the noisy end.
+        From v = √ᾱ ε - √(1-ᾱ) x_0 follows x_0 = √ᾱ x_t - √(1-ᾱ) v, without a division; ε needs one
+        by √ᾱ, which is nearly 0 at the noisy end.
         """
-        output = eps_model(x, t, hole)
-        alpha_bar = self.alpha_bar(t, x)
-        signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        output, alpha_bar = eps_model(x, t, hole), self.alpha_bar(t, x)
         if self.prediction == "eps":
-            x0, eps = self.predict_x0(x, t, output), output
+            x0 = self.predict_x0(x, t, output)
         elif self.prediction == "x0":
-            x0, eps = output, self.predict_eps(x, t, output)
+            x0 = output
         else:
-            x0, eps = signal * x - noise * output, noise * x + signal * output
-        if self.clip:
-            x0 = x0.clamp(-1, 1)
-            eps = self.predict_eps(x, t, x0)
-        return x0, eps
+            x0 = alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * output
+        x0 = x0.clamp(-1, 1) if self.clip else x0
+        return x0, self.predict_eps(x, t, x0)
 
     # ---- Algorithm 1 -------------------------------------------------------------------------
 
@@ -145,9 +141,9 @@ class DDPM:
         (Song et al. 2021, eqs. 12 and 16). η = 0 is DDIM, deterministic; η = 1 is ancestral, and
         with s = t - 1 it is the `posterior`, that is, Algorithm 2. To s = -1, σ = 0.
         """
-        at, to = self.alpha_bar(t, x0), self.alpha_bar(s, x0)
-        sigma = eta * ((1 - to) / (1 - at) * (1 - at / to)).sqrt()
-        x = to.sqrt() * x0 + (1 - to - sigma ** 2).clamp(min=0).sqrt() * eps
+        bar_t, bar_s = self.alpha_bar(t, x0), self.alpha_bar(s, x0)
+        sigma = eta * ((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s)).sqrt()
+        x = bar_s.sqrt() * x0 + (1 - bar_s - sigma ** 2).clamp(min=0).sqrt() * eps
         return x + sigma * randn_like(x0, generator) if eta > 0 else x
 
     def extrapolate_x0(self, x0, t, previous, r, s):
@@ -160,8 +156,9 @@ class DDPM:
         same calls: DPM-Solver++(2M) for η = 0, its SDE version for η = 1 (Lu et al. 2022). Without
         it, the fills of 20 calls vary too little.
         """
-        past, here, there = (torch.logit(self.alpha_bar(level, x0)) for level in (r, t, s))
-        x0 = x0 + (there - here) / (here - past) * (x0 - previous) / 2
+        lambda_r, lambda_t, lambda_s = (torch.logit(self.alpha_bar(level, x0)) / 2
+                                        for level in (r, t, s))
+        x0 = x0 + (lambda_s - lambda_t) / (lambda_t - lambda_r) * (x0 - previous) / 2
         return x0.clamp(-1, 1) if self.clip else x0
 
     def solver_step(self, x, x0, eps, t, s, previous=None, eta=1.0, generator=None):
@@ -206,13 +203,14 @@ class DDPM:
         callback  callback(t, x, x0) is called after every step: level, new x, estimate of x_0.
         Returns [B, C, H, W]: outside the hole exactly `image`; inside, in [-1, 1] if `clip` is set.
         """
-        times = self.timesteps(self.T if steps is None else steps)
+        steps = self.T if steps is None else steps
+        times = self.timesteps(steps)
         x, previous = torch.where(hole > 0, randn_like(image, generator), image), None
         for t, s in pairwise(times):
             x0, eps = self.predict(eps_model, x, torch.full((len(x),), t, device=x.device), hole)
             x = self.solver_step(x, x0, eps, t, s, previous, eta, generator)
             x = torch.where(hole > 0, x, image)
-            previous = (x0, t) if len(times) <= self.T else None   # all T: Algorithm 2 as it is
+            previous = (x0, t) if steps < self.T else None        # all T: Algorithm 2 as it is
             if callback:
                 callback(t, x, x0)
         return x

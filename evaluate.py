@@ -76,7 +76,7 @@ def read_fills(folder, mask, name, images, hole, first):
     drawn = []
     for i, image in enumerate(images):
         files = numbered(Path(folder) / mask / name, first + i)
-        fills = [torch.from_numpy(np.array(data.open_image(str(file)))) for file in files]
+        fills = [torch.from_numpy(np.array(data.open_image(file))) for file in files]
         if not fills or any(fill.shape != image.shape for fill in fills):
             raise BadInput(f"{folder}/{mask}/{name}: needs {first + i:05}_0.png, _1.png, …, "
                            f"{len(image)}×{len(image)} pixels, and so for every image")
@@ -155,14 +155,13 @@ def read_holes(path, n, size, crop):
 
 # ---- the work, a part a batch ------------------------------------------------------------------
 
-def score_parts(args, images, holes, chosen, lpips, rulers, truth):
-    """Fill and score this process's share of the batches, each into its file of --out/parts; truth
-    {ruler: features [n, d] of the images}."""
+def score_parts(args, images, holes, chosen, training, lpips, rulers, truth):
+    """Fill and score this process's share of the batches, each into its file of --out/parts;
+    training() are the images to learn from, truth {ruler: features [n, d] of the images}."""
     work = [(mask, name, first) for mask in holes for name in args.methods
             for first in range(0, len(images), args.batch)]
     work = work[distributed.RANK::distributed.WORLD_SIZE]
     left = [task for task in work if not part(args, *task).exists()]
-    training = functools.cache(lambda: unseen(args, images))
     for mask, name, first in tqdm(left, "scoring", len(work), initial=len(work) - len(left),
                                   unit=" batches", disable=distributed.RANK > 0):
         batch, hole = (x[first:first + args.batch] for x in (images, holes[mask]))
@@ -258,11 +257,11 @@ def unseen(args, images):
     return train
 
 
-def leave_out_learners(args, chosen, images):
+def leave_out_learners(args, chosen, training):
     """Of the default methods, those that could only learn from what is scored, or from nothing."""
     learners = [name for name in chosen if not hasattr(chosen[name], "inpaint")]
     try:
-        unseen(args, images)
+        training()
     except BadInput as error:
         args.methods = [name for name in args.methods if name not in learners]
         if distributed.RANK == 0:
@@ -357,7 +356,8 @@ def parse():
     add("--masks", type=listed, default=list(masks.FAMILIES), help="comma-separated: families, "
         "or folders or files of masks, white = fill")
     add("--methods", type=listed, help="comma-separated; differences are to the first: .py files, "
-        f"or {', '.join(methods.METHODS)}; default: {', '.join(DEFAULT)}, or all in --from's FOLDER")
+        f"or {', '.join(methods.METHODS)}; default: {', '.join(DEFAULT)}, or all in --from's "
+        "FOLDER")
     add("--from", dest="read_from", metavar="FOLDER", help="score the fills in its FOLDER/MASK/"
         "METHOD/00000_0.png, … too; their inputs and holes are what --save writes")
     add("--save", action="store_true", help="write inputs, holes and fills under --out/fills")
@@ -368,8 +368,8 @@ def parse():
     add("--bf16", action="store_true", help="bfloat16 matrix products in the network")
     add("--perceptual", action=argparse.BooleanOptionalAction, default=True,
         help="LPIPS, and distances by the default networks")
-    add("--features", type=listed, help="networks for Fréchet and kernel distances, comma-separated: "
-        "efficientnet-lite0; inception, for FID and KID; unet, the middle of the inpainter's; "
+    add("--features", type=listed, help="networks for Fréchet and kernel distances, comma-"
+        "separated: efficientnet-lite0; inception, for FID and KID; unet, the inpainter's middle; "
         "FILE.pt, TorchScript from uint8 [B, 3, H, W] to [B, d]; default: those of "
         f"{', '.join(scores.RULERS)} that are installed")
     add("--reference", choices=("held-out", "train"), default="held-out", help="the real images "
@@ -443,15 +443,16 @@ def main():
         with distributed.first():                                  # who downloads for all
             args.weights = local(args.weights)
         ddpm, eps_model, args.size = inpaint.load_weights(args.weights, args.device)
-        if args.methods[:1] == ["keep"] and not args.named:
-            args.methods[0] = methods.default(eps_model)
+        if not (args.named or args.read):
+            args.methods[0] = methods.default(eps_model)                     # else keep
         with distributed.first():                                  # who decodes for all
             images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
         holes = make_holes(args, len(images))
         chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16)
                   for name in args.methods if name not in args.read}
+        training = functools.cache(lambda: unseen(args, images))
         if not (args.named or args.read):
-            leave_out_learners(args, chosen, images)
+            leave_out_learners(args, chosen, training)
         lpips, rulers = find_networks(args, eps_model)
         with lock_folder(args.out) if distributed.RANK == 0 else contextlib.nullcontext():
             with distributed.first():
@@ -462,8 +463,8 @@ def main():
                     real = reference(args, images, rulers)
                 truth = {ruler: cached_features(args, ruler, features, "scored images", images)
                          for ruler, features in rulers.items()}
-            score_parts(args, images, holes, chosen, lpips, rulers, truth)
-            distributed.largest()                                  # waits for all
+            score_parts(args, images, holes, chosen, training, lpips, rulers, truth)
+            distributed.barrier()
             if distributed.RANK == 0:
                 finish(args, images, holes, real)
 

@@ -65,7 +65,8 @@ def draw(method, images, hole, samples=4, seed=0, batch=BATCH):
         images = images[:, None].expand(-1, samples, -1, -1, -1)
     images, holes = images.flatten(0, 1).to(hole.device), hole.repeat_interleave(samples, dim=0)
     known = torch.where(holes > 0, 0.0, data.to_float(images))            # nothing to peek at
-    seeds = [noise_seed(seed, known[i], holes[i], i % samples) for i in range(len(known))]
+    seeds = [noise_seed(seed, image, each, i % samples)
+             for i, (image, each) in enumerate(zip(known.cpu(), holes.cpu()))]
     fills = []
     for i in range(0, len(known), batch):
         generators = [torch.Generator().manual_seed(s) for s in seeds[i:i + batch]]
@@ -85,7 +86,7 @@ def noise_seed(seed, known, hole, k):
     under any name, and no two faces share their noise."""
     content = hashlib.sha256(f"{seed} {k} {tuple(known.shape)}".encode())
     for pixels in (data.to_uint8(known[None]), hole > 0):
-        content.update(pixels.cpu().numpy().tobytes())
+        content.update(pixels.numpy().tobytes())
     return int.from_bytes(content.digest()[:8]) >> 1                      # 63 bits
 
 
@@ -99,8 +100,8 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
 
     Returns (fills, views, order): uint8 [samples, H, W, 3], the most typical first, exactly the
     photograph outside the hole; for every window, its box in the photograph, what the method saw
-    there, uint8 [h, w, 3], the hole in it, [1, h, w], and what it drew, uint8 [samples, h, w, 3],
-    or, if nothing is left of the hole at that size, what it saw; and each fill's number as a sample.
+    there, uint8 [h, w, 3], the hole in it, [1, h, w], and what it drew, uint8 [samples, h, w, 3]
+    (if nothing is left of the hole at that size, what it saw); and each fill's number as a sample.
     """
     fills, left, views = photograph.repeat(samples, 1, 1, 1), hole.clone(), []
     for box, cell in plan(hole, size) if planned is None else planned:
@@ -243,8 +244,8 @@ def parse():
         "pigdm with weights that know no hole")
     add("--train", nargs="+", metavar="PATH", help="training images, for a method that learns from "
         "them: as for train.py's --data")
-    add("--samples", type=int, default=4, help="fills of every image, by a method that draws; the more, "
-        "the more typical the first")
+    add("--samples", type=int, default=4, help="fills of every image, by a method that draws; the "
+        "more, the more typical the first")
     add("--steps", type=int, default=20, help="levels of noise, at most the chain's T; a network "
         "call each, more for repaint")
     add("--eta", type=float, help="0: deterministic … 1: ancestral, as in DDPM, the default")
@@ -286,14 +287,15 @@ def main():
     failed = []
     jobs = read_each(photographs, holes, failed)
     jobs = jobs if len(photographs) > 1 else [*jobs]              # a mistake is told at once
-    begun, size = time.time(), None if method.ANY_SIZE else size
+    begun, size, count = time.time(), None if method.ANY_SIZE else size, 0
     with lock_folder(args.out), tqdm(total=len(photographs) * calls(method, samples, args.batch),
                                      desc="inpainting", unit=" calls") as bar:
-        for job in jobs:
+        for count, job in enumerate(jobs, 1):
             fill_one(args, method, size, samples, bar, *job)
     holes.report_unused()
-    count = len(photographs) - len(failed)
-    print(f"{count} image{'s' * (count != 1)} × {samples} fill{'s' * (samples > 1)}, seed "
+    done = len(photographs) - len(failed)
+    print(f"{done} image{'s' * (done != 1)}{f', {count} holes' * (count != done)} × {samples} "
+          f"fill{'s' * (samples > 1)}, seed "
           f"{args.seed}, {method.CALLS} network calls a fill, {time.time() - begun:.1f} s: "
           f"{Path(args.out)}/")
     if failed:
@@ -307,9 +309,9 @@ def calls(method, samples, batch):
 
 def fill_one(args, method, size, samples, bar, name, photograph, hole):
     """Fill a photograph's hole and write the results, moving the bar along."""
-    planned, done = plan(hole, size, args.face), bar.n
-    work = calls(method, samples, args.batch) * max(1, len(planned))
-    bar.total += work - calls(method, samples, args.batch)
+    planned, done, one = plan(hole, size, args.face), bar.n, calls(method, samples, args.batch)
+    work = one * max(1, len(planned))
+    bar.total = max(bar.total + work - one, done + work)          # a photograph may have more holes
     fills, views, _ = complete(method.inpaint, photograph.rgb, hole, size, samples, args.seed,
                             args.device, args.batch, planned)
     bar.update(done + work - bar.n)

@@ -2,7 +2,7 @@
 
 With the network, one signature: (ddpm, eps_model, image, hole, steps, eta, generator, callback) ->
 image, as in `DDPM.sample`. `keep` conditions the network on the known pixels. The others are
-training-free: they know only the unconditional network (its hole is everything) and hold it to the
+training-free: they know only the unconditional network (its hole is full) and hold it to the
 known pixels in some other way, so they work with anybody's DDPM (support/foreign.py).
 
 Elsewhere, a method is a file with `inpaint(image, hole, generator) -> image`; image [B, 3, H, W] in
@@ -37,7 +37,7 @@ def keep(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=
 def replace(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None):
     """Known pixels are noised to the level of x and pasted over it (Song et al. 2021b, app. I.2):
     the fill is drawn before its surroundings are denoised, so the two disagree."""
-    return _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, "x", JUMP, 1)
+    return repaint(ddpm, eps_model, image, hole, steps, eta, generator, callback, repeats=1)
 
 
 def repaint(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None,
@@ -61,7 +61,7 @@ def ddnm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=
 def _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, pasted, jump, repeats):
     """Along jump_path with the network that knows no hole; the known pixels are `pasted` into "x",
     noised to its level, or into the estimate "x0", as they are."""
-    everything, times = torch.ones_like(hole), ddpm.timesteps(steps)[::-1]   # times[0] = -1: clean
+    full, times = torch.ones_like(hole), ddpm.timesteps(steps)[::-1]   # times[0] = -1: clean
     x, previous = randn_like(image, generator), None
     for here, there in pairwise(jump_path(steps, jump, repeats)):
         t, s = times[here], times[there]
@@ -69,7 +69,7 @@ def _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, paste
             x, previous = ddpm.renoise(x, t, s, randn_like(x, generator)), None
             continue
         at = torch.full((len(x),), t, device=x.device)
-        x0, eps = ddpm.predict(eps_model, x, at, everything)
+        x0, eps = ddpm.predict(eps_model, x, at, full)
         if pasted == "x0":
             x0 = torch.where(hole > 0, x0, image)
             eps = ddpm.predict_eps(x, t, x0)
@@ -110,13 +110,13 @@ def pigdm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback
     azula adds √(ᾱ_s ᾱ_t) Jᵀ Hᵀ d after the step, RED-diff that or √ᾱ_t Jᵀ Hᵀ d. Such a push does
     not shrink with the stride: more steps overshoot further (test_methods.py).
     """
-    everything, times = torch.ones_like(hole), ddpm.timesteps(steps)
+    full, times = torch.ones_like(hole), ddpm.timesteps(steps)
     x, previous = randn_like(image, generator), None
     for t, s in pairwise(times):
         at = torch.full((len(x),), t, device=x.device)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            x0, _ = ddpm.predict(eps_model, x, at, everything)
+            x0, _ = ddpm.predict(eps_model, x, at, full)
             missing = torch.where(hole > 0, 0, image - x0).detach()             # d
             (pull,) = torch.autograd.grad((missing * x0).sum(), x)              # Jᵀ Hᵀ d
         x = x.detach()

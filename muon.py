@@ -84,9 +84,11 @@ class Muon(torch.optim.Optimizer):
                 self._update(parameters, shape, **group)
 
     def _update(self, parameters, shape, lr, momentum, weight_decay, **_):
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in parameters]
-        momenta = [self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                   for parameter in parameters]
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, momenta, momentum)
         steps = orthogonalize(torch.stack([matrix.flatten(1) for matrix in ahead]), bf16=self.bf16)

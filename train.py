@@ -95,7 +95,7 @@ def build(args, device):
         net = UNet(args.size, args.patch, args.widths, args.blocks).to(device)
     except ValueError as error:
         raise BadInput(f"{error}: choose another --size, --patch or --widths") from None
-    if args.init:
+    if args.init and not args.resume:                           # else a checkpoint has it all
         runs.initialize(net, args.init)
     if device.type == "cuda":                                   # no gain on CPUs
         net = net.to(memory_format=torch.channels_last)

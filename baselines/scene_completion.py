@@ -77,14 +77,14 @@ def blend(image, hole, source, tolerance=1e-5):
     edge. Solved by conjugate gradients, all images and channels at once: the matrix is
     (A d)_p = Σ over p's neighbours q of (d_p - d_q), with d_q = 0 outside the hole.
     """
-    ones = torch.ones_like(hole)
-
     def around(x):                                                # the sum over the four neighbours
         x = F.pad(x, [1, 1, 1, 1])
         return x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
 
+    neighbours = around(torch.ones_like(hole))                    # 4, less at the edges
+
     def A(d):
-        return (around(ones) * d - around(d)) * hole
+        return (neighbours * d - around(d)) * hole
 
     def dot(x, y):
         return (x * y).sum(dim=(2, 3), keepdim=True)

@@ -63,10 +63,15 @@ def first():
     """The block is run by process 0, which checks, complains and decodes for all; then by the
     others."""
     if RANK > 0:
-        largest()                                                 # waits for all
+        barrier()
     yield
     if RANK == 0:
-        largest()
+        barrier()
+
+
+def barrier():
+    """Wait for all processes, over the CPUs."""
+    largest()
 
 
 def largest(*numbers):

@@ -1,8 +1,8 @@
 """The network of guided-diffusion (Dhariwal and Nichol 2021, section 3: "ADM"), as RePaint and DPS
 use it, under the names that its checkpoints have; its shapes are read off the checkpoint.
 
-What checkpoints do not record is taken from the published models, which agree: attention in heads of 64
-channels, residual blocks that resize, an innermost resolution of 8×8, β linear, T = 1000.
+What checkpoints do not record is taken from the published models, which agree: attention in heads
+of 64 channels, residual blocks that resize, an innermost resolution of 8×8, β linear, T = 1000.
 """
 import torch
 import torch.nn.functional as F

@@ -99,9 +99,9 @@ def find(paths, out):
     return found
 
 
-def walk(folder, out=""):
+def walk(folder, out=None):
     """The images in a folder and those below it, sorted; not those in `out`."""
-    for place, names in archives.walk(Path(folder), {Path(out).resolve()}):
+    for place, names in archives.walk(Path(folder), {Path(out).resolve()} if out else set()):
         for name in names:
             if data.is_image(name) and not name.startswith(".") and (place / name).is_file():
                 yield place / name
@@ -177,7 +177,7 @@ class Holes:
                            "its photograph's shape")
         hole = masks.from_image(picture, (width, height))[0]
         brightest = picture.getextrema()[1]
-        if brightest > 0 and not masks.from_image(picture, picture.size).any():
+        if 0 < brightest < 128 and not masks.from_image(picture, picture.size).any():
             raise BadInput(f"{path}: white is what is filled, from 128 of 255 on, but the "
                            f"brightest of its values is {brightest}: raise the contrast of the "
                            "mask")

@@ -215,17 +215,16 @@ def load_weights(path=WEIGHTS, device="cpu"):
     return ddpm, net.to(device), settings["unet"]["size"]
 
 
-def read_checkpoint(path):
+def read_checkpoint(path, missing="make weights with train.py, or name others with --weights"):
     """What is in a weights.pt, a checkpoint.pt, or a folder of support.export's."""
-    with reading(path, OURS, "no such file; make weights with train.py, or name others with "
-                 "--weights"):
+    with reading(path, OURS, f"no such file; {missing}"):
         return foreign.read_ours(path) if Path(path).is_dir() else read_tensors(path)
 
 
 def initialize(net, path):
     """Copy weights from a file of train.py's where names and shapes agree; say what did not."""
-    with reading(path, "weights that train.py wrote", "no such file; --init names one"):
-        stored, own = read_tensors(path)["ema"], net.state_dict()
+    with reading(path, OURS, "no such file; --init names one"):
+        stored, own = read_checkpoint(path, "--init names one")["ema"], net.state_dict()
         taken = {name: stored[name] for name in own
                  if name in stored and stored[name].shape == own[name].shape}
         check_finite(path, taken)

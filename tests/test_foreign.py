@@ -177,6 +177,15 @@ def test_the_time_announced_counts_pigdms_backward_passes(tmp_path, as_user, mon
     assert status == 0 and f"4 network calls: about {told} s" in said
 
 
+def test_a_folder_of_fills_called_keep_is_scored_with_weights_that_know_no_hole(tmp_path, as_user):
+    guided(tmp_path / "g.pt")
+    shared = "--limit 2 --masks center --no-perceptual --device cpu --weights".split()
+    assert as_user(evaluate, *shared, save_weights(tmp_path, 16), "--methods", "keep", "--steps",
+                   "2", "--samples", "1", "--save", "--out", "ours")[0] == 0
+    status, printed, _ = as_user(evaluate, *shared, "g.pt", "--from", "ours/fills")
+    assert status == 0 and "| center | keep | 2 |" in printed and "pigdm" not in printed
+
+
 def test_memory_is_that_of_one_large_image_whatever_the_batch():
     """The network sees `at_once` images at a time; estimates and gradients are those of all."""
     class Watched(torch.nn.Module):

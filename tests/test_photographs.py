@@ -165,11 +165,19 @@ def test_a_folder_of_masks_is_paired_by_name(command, tmp_path):
     mask_file(tmp_path / "m" / "other.png")
     status, printed, said = command(tmp_path / "in", "--mask", tmp_path / "m")
     assert status == 2 and "c.jpg: no mask of this name" in said and "1 of 3 images" in said
-    assert "2 images" in printed and "1 mask" in said and "other.png" in said
+    assert "2 images, 3 holes × " in printed and "1 mask" in said and "other.png" in said
     assert hole_of("out/a_hole.png")[5:15, 5:15].all() and hole_of("out/a_hole.png").sum() == 100
     assert hole_of("out/b_mask001_hole.png")[20:30, 20:30].all()
     assert hole_of("out/b_mask002_hole.png")[20:30, 40:50].all()
     assert (tmp_path / "out/b_mask002_0.png").exists() and not (tmp_path / "out/b_0.png").exists()
+
+
+def test_masks_in_the_folder_where_one_works(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    photograph(tmp_path / "in" / "a.jpg")
+    mask_file(tmp_path / "a.png", box=(5, 5, 15, 15))
+    assert command("in/a.jpg", "--mask", ".")[0] == 0
+    assert hole_of().sum() == 100
 
 
 def test_masks_beside_their_photographs(command, tmp_path):

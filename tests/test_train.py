@@ -314,6 +314,15 @@ def test_init_starts_from_the_weights_of_another_run_and_says_what_is_new(tmp_pa
     assert f"{taken // 2} of {len(state['net'].state_dict())} tensors taken" in said and taken > 20
 
 
+def test_a_run_begun_with_init_resumes_without_that_file(tmp_path):
+    start(tmp_path / "one")
+    weights = tmp_path / "one" / "weights.pt"
+    start(tmp_path / "two", "--init", str(weights))
+    weights.unlink()
+    start(tmp_path / "two", "--resume", "--steps", "8")
+    assert runs.load_checkpoint(tmp_path / "two")["step"] == 8
+
+
 def test_init_of_the_same_shape_says_nothing_and_a_strangers_file_is_refused(tmp_path, capsys):
     start(tmp_path / "one")
     capsys.readouterr()

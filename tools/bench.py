@@ -114,7 +114,8 @@ def clock(work, device):
     """Seconds until all that work() has started on the device has ended."""
     begun = time.perf_counter()
     work()
-    torch.cuda.synchronize(device) if device != "cpu" else None
+    if device != "cpu":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - begun
 
 

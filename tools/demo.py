@@ -161,16 +161,16 @@ def painted(url, size):
 # ---- filling it, watched -----------------------------------------------------------------------
 
 class Watch:
-    """A method's callback: callback(t, x, x0) keeps every state as a `frame`, FRAMES of them, evenly
-    spaced, of the `total` calls. `during(work, *given)` runs work(*given) in a thread and yields
-    the latest state whenever there is a new one; then `result` is what work returned, and what it
-    raised is raised. Closed early, or once `listens()` is false or LONGEST has passed, it ends the
-    work at its next call, or next window (`ending`), and waits for that, unless the server ends.
+    """A method's callback: callback(t, x, x0) keeps the `frame`s of FRAMES of the `total` calls,
+    evenly spaced. `during(work, *given)` runs work(*given) in a thread and yields the latest frame
+    whenever there is a new one; then `result` is what work returned, and what it raised is raised.
+    Closed early, or once `listens()` is false or LONGEST has passed, it ends the work at its next
+    call, or next window (`ending`), and waits for that, unless the server ends.
     """
 
     def __init__(self, total=1, listens=lambda: True):
         self.every, self.listens, self.film, self.calls = -(-total // FRAMES), listens, [], 0
-        self.total, self.states, self.closed, self.result = total, queue.SimpleQueue(), False, None
+        self.total, self.frames, self.closed, self.result = total, queue.SimpleQueue(), False, None
 
     def ending(self, inpaint):
         """A method's inpaint that does not begin once this is closed."""
@@ -184,21 +184,21 @@ class Watch:
         if self.closed:
             raise InterruptedError("nobody is watching")
         self.calls += 1
-        state = t, frame(t, x, x0)
+        latest = frame(t, x, x0)
         if self.calls % self.every == 0 or self.calls == self.total:
-            self.film.append(state[1])
-        self.states.put(state)
+            self.film.append(latest)
+        self.frames.put(latest)
 
     def during(self, work, *given):
         thread = threading.Thread(target=self.run, args=(work, *given), daemon=True)
         end = time.monotonic() + LONGEST
         thread.start()
         try:
-            while thread.is_alive() or not self.states.empty():
+            while thread.is_alive() or not self.frames.empty():
                 with contextlib.suppress(queue.Empty):
-                    state = self.states.get(timeout=0.2)
-                    if self.states.empty() and state:                  # else the page is behind
-                        yield state
+                    latest = self.frames.get(timeout=0.2)
+                    if self.frames.empty() and latest:                 # else the page is behind
+                        yield latest
                 if not self.listens():
                     raise BadInput("nobody was listening any more")
                 if time.monotonic() > end:
@@ -218,7 +218,7 @@ class Watch:
             self.result = work(*given)
         except Exception as error:
             self.result = error
-        self.states.put(None)
+        self.frames.put(None)
 
 
 def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lambda: True):
@@ -233,17 +233,17 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
                                      ("samples", samples, 1, SAMPLES), ("seed", seed, 0, 10 ** 9)):
         if type(value) is not int or not least <= value <= most:
             raise BadInput(f"{what}: a whole number from {least} to {most:,}")
-    hole, method = painted(drawn, photograph.size), method_called(name, model, steps)
+    hole = painted(drawn, photograph.size)
+    method = method_called(name, model, steps, lambda *state: watch(*state))
     size = None if method.ANY_SIZE else model.size
     planned = inpaint.plan(hole, size)
     total = method.CALLS * len(planned)
     watch = Watch(max(total, 1), listens)
-    method = method_called(name, model, steps, watch)
     samples = samples if method.DRAWS else 1
     yield ("at work …", 0, watch.total, []), [], ""
-    for t, latest in watch.during(inpaint.complete, watch.ending(method.inpaint), photograph.rgb,
-                                  hole, size, samples, seed, model.device, inpaint.BATCH, planned):
-        yield (f"t = {t} of {model.ddpm.T}", watch.calls, watch.total, [latest]), [], ""
+    for latest in watch.during(inpaint.complete, watch.ending(method.inpaint), photograph.rgb, hole,
+                               size, samples, seed, model.device, inpaint.BATCH, planned):
+        yield (f"t = {latest[0]} of {model.ddpm.T}", watch.calls, watch.total, [latest]), [], ""
     fills, views, order = watch.result
     calls = f"{total} network call{'s' * (total > 1)}" if total else "no network"
     status = f"{samples} fill{'s' * (samples > 1)}, {calls} each: {time.time() - begun:.1f} s"
