@@ -61,8 +61,9 @@ def test_a_folder_in_a_folder_out_and_every_image_as_if_alone(command, tmp_path)
     assert command(tmp_path / "in", "--mask", mask, "--samples", 3, "--out", "all")[0] == 0
     assert len(list((tmp_path / "all").iterdir())) == 3 * 6
     command(tmp_path / "in" / "b.jpg", "--mask", mask, "--samples", 2, "--out", "one")
+    fills = [read(f"all/b_{k}.png") for k in range(3)]
     for k in range(2):
-        assert (read(f"all/b_{k}.png") == read(f"one/b_{k}.png")).all()
+        assert sum((fill == read(f"one/b_{k}.png")).all() for fill in fills) == 1
     command(tmp_path / "in" / "b.jpg", "--mask", mask, "--samples", 1, "--out", "two", "--seed", 1)
     assert (read("two/b_0.png") != read("one/b_0.png")).any()
 
