@@ -257,8 +257,8 @@ def add_flags(parser, out):
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, …")
     add("--bf16", action=argparse.BooleanOptionalAction,
-        help="bfloat16 matrix products: twice as fast where the processor has them; default: on "
-        "GPUs that have them")
+        help="bfloat16 matrix products, twice as fast where the processor has them; default: on "
+        "GPUs that have them, and on CPUs with AVX-512 or AMX that do")
 
 
 def parse(parser, argv=None):
@@ -269,7 +269,8 @@ def parse(parser, argv=None):
         here = {key: value for key, value in vars(args).items()
                 if key in ("out", "device", "compile", "resume")}
         parser.set_defaults(**{**checkpoint["args"], **here})
-        args = parser.parse_args(argv)
+        asked, args = args.bf16, parser.parse_args(argv)
+        args.bf16 = args.bf16 and asked                  # if it was on, where this machine has it
     elif (Path(args.out) / "checkpoint.pt").exists():
         raise BadInput(f"{args.out} holds a checkpoint: go on from it with --resume, or name "
                        "another --out")
@@ -283,10 +284,11 @@ def parse(parser, argv=None):
 
 
 def resolve_bf16(args):
-    """--bf16, if it was neither asked for nor declined: on GPUs, but where it is only emulated."""
+    """--bf16, if it was neither asked for nor declined: on where the device has it in hardware."""
     if args.bf16 is None:
-        gpu = torch.device(args.device).type == "cuda"
-        args.bf16 = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        gpu, cpu = torch.device(args.device).type == "cuda", torch.cpu.get_capabilities()
+        args.bf16 = (torch.cuda.is_bf16_supported(including_emulation=False) if gpu else
+                     bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16")))
         if gpu and not args.bf16 and distributed.RANK == 0:
             print("this GPU has no bfloat16: float32 instead", file=sys.stderr)
 

@@ -29,7 +29,7 @@ from unet import UNet
 ROOT = Path(__file__).parents[1]
 HANG = 600        # seconds, many times what anything here takes on a busy machine
 TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 --T 3 "
-        "--steps 12 --every 2 --save-every 0 --device cpu").split()
+        "--steps 12 --every 2 --save-every 0 --device cpu --no-bf16").split()
 N = 5
 STATE = ["net", "ema", "muon", "adamw", "rng", "losses", "step"]
 SCORED = (f"--data synthetic --limit {N} --batch 2 --steps 2 --samples 2 --no-perceptual --save "

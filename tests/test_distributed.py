@@ -18,7 +18,7 @@ from support.cli import BadInput
 from unet import UNet
 
 TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 "
-        "--steps 7 --every 3 --save-every 0 --warmup 2 --device cpu").split()
+        "--steps 7 --every 3 --save-every 0 --warmup 2 --device cpu --no-bf16").split()
 
 
 def signalled(rank, number):

@@ -23,7 +23,7 @@ from support.cli import BadInput
 from unet import UNet
 
 TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 1 --batch 4 "
-        "--steps 7 --every 3 --save-every 0 --device cpu").split()
+        "--steps 7 --every 3 --save-every 0 --device cpu --no-bf16").split()
 
 
 def start(out, *more):
@@ -196,12 +196,15 @@ def test_nothing_between_two_steps_or_calls_waits_for_the_device():
 # ---- what a device can do ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("device, native, bf16, compile", [
-    ("cpu", True, False, False), ("cuda", True, True, True), ("cuda:1", False, False, True)])
+    ("cpu", True, True, False), ("cpu", False, False, False), ("cuda", True, True, True),
+    ("cuda:1", False, False, True)])
 def test_bf16_and_compile_are_for_the_device_asked_for(monkeypatch, capsys, device, native, bf16,
                                                        compile):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported",
                         lambda including_emulation=True: native or including_emulation)
+    monkeypatch.setattr(torch.cpu, "get_capabilities",
+                        lambda: {"avx512_bf16": native and device == "cpu", "avx512_f": True})
     monkeypatch.setattr(torch, "compile", lambda function: function)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: torch.ones(shape))
     args = argparse.Namespace(device=device, bf16=None, compile=None)
@@ -213,6 +216,17 @@ def test_bf16_and_compile_are_for_the_device_asked_for(monkeypatch, capsys, devi
     runs.resolve_bf16(asked)
     runs.resolve_compile(asked)
     assert (asked.bf16, asked.compile) == (not bf16, not compile)
+
+
+@pytest.mark.parametrize("begun, given, native, bf16", [
+    ("--bf16", "", True, True), ("--bf16", "", False, False), ("--bf16", "--bf16", False, True),
+    ("--bf16", "--no-bf16", True, False), ("--no-bf16", "", True, False)])
+def test_a_run_resumed_on_another_machine_uses_bf16_if_it_did_and_can(tmp_path, monkeypatch, begun,
+                                                                     given, native, bf16):
+    start(tmp_path, begun, "--steps", "2")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    args, _ = train.parse(["--resume", "--out", str(tmp_path), *given.split()])
+    assert args.bf16 == bf16
 
 
 def test_without_a_compiler_training_goes_on_and_says_so(tmp_path, monkeypatch, capfd):
