@@ -91,15 +91,16 @@ class DDPM:
         """The network's x_0 and ε at x, whatever its output means. Its counterpart is `target`; the
         two know what the network predicts, and `loss` how much an error in x_0 weighs.
 
-        From v = √ᾱ ε - √(1-ᾱ) x_0 follows x_0 = √ᾱ x_t - √(1-ᾱ) v, without a division; ε needs one
+        From v = √ᾱ ε - √(1-ᾱ) x_0, x_0 = √ᾱ x_t - √(1-ᾱ) v needs no division; from ε it needs one
         by √ᾱ, which is nearly 0 at the noisy end.
         """
-        output, alpha_bar = eps_model(x, t, hole), self.alpha_bar(t, x)
+        output = eps_model(x, t, hole)
         if self.prediction == "eps":
             x0 = self.predict_x0(x, t, output)
         elif self.prediction == "x0":
             x0 = output
         else:
+            alpha_bar = self.alpha_bar(t, x)
             x0 = alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * output
         x0 = x0.clamp(-1, 1) if self.clip else x0
         return x0, self.predict_eps(x, t, x0)

@@ -117,20 +117,20 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
             windows.paste(each, left, box, cell, patch)
         windows.crop(left[0], cell).zero_()
         views.append((box, seen[0], part, drawn))
-    order = typical_first([drawn for *_, drawn in views], samples)
-    return fills[order], [(*view, drawn[order]) for *view, drawn in views], order
+    order = typical_first(views, samples)
+    if samples > 1:
+        fills, views = fills[order], [(*view, drawn[order]) for *view, drawn in views]
+    return fills, views, order
 
 
-def typical_first(drawn, samples):
-    """The order of the fills: nearest to the mean of all first, farthest last. Of many, the nearest
-    is the one that differs least from the others, and seldom has an eye too many.
-
-    drawn  uint8 [samples, h, w, 3] of every window
-    """
+def typical_first(views, samples):
+    """The order of the fills: nearest to the mean of all, in the hole, first; farthest last. Of
+    many, the nearest differs least from the others, and seldom has an eye too many. Views are those
+    of `complete`."""
     far = torch.zeros(samples)
-    for fills in drawn:
-        fills = fills.float()
-        far += (fills - fills.mean(dim=0)).square().sum(dim=(1, 2, 3))
+    for _, _, part, drawn in views:
+        fills = drawn[:, part[0] > 0].float()
+        far += (fills - fills.mean(dim=0)).square().sum(dim=(1, 2))
     return far.argsort(stable=True)
 
 
@@ -282,7 +282,7 @@ def main():
             raise BadInput(f"--method {args.method} learns from training images: name them with "
                            "--train, or draw them with --train synthetic")
         method.inpaint = method.fit(data.load(args.train, size=size))
-    holes = Holes(args.mask, size, args.seed, args.invert, args.grow)
+    holes = Holes(args.mask, size, args.seed, args.invert, args.grow, args.out)
     check_out(args)
     failed = []
     jobs = read_each(photographs, holes, failed)
@@ -313,7 +313,7 @@ def fill_one(args, method, size, samples, bar, name, photograph, hole):
     work = one * max(1, len(planned))
     bar.total = max(bar.total + work - one, done + work)          # a photograph may have more holes
     fills, views, _ = complete(method.inpaint, photograph.rgb, hole, size, samples, args.seed,
-                            args.device, args.batch, planned)
+                               args.device, args.batch, planned)
     bar.update(done + work - bar.n)
     if not any(part.any() for _, _, part, _ in views):
         bar.write(f"{name}: the hole is " + ("too thin for the network, and blurred over"

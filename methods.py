@@ -2,7 +2,7 @@
 
 With the network, one signature: (ddpm, eps_model, image, hole, steps, eta, generator, callback) ->
 image, as in `DDPM.sample`. `keep` conditions the network on the known pixels. The others are
-training-free: they know only the unconditional network (its hole is full) and hold it to the
+training-free: they know only the unconditional network (all is hole) and hold it to the
 known pixels in some other way, so they work with anybody's DDPM (support/foreign.py).
 
 Elsewhere, a method is a file with `inpaint(image, hole, generator) -> image`; image [B, 3, H, W] in

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+LARGEST = 1024                  # positions for which attention's weights are kept, all of them
+
 
 def timestep_embedding(t, dim, longest=10_000):
     """Sinusoids of t at dim/2 frequencies from 1 down towards 1/longest: [B] -> [B, dim] float32.
@@ -64,8 +66,10 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every position looks at every other: h + W_o v softmax(kᵀq/√d), in heads of d = 64 channels.
-    q, k and v have a column for each position; the softmax is taken over the keys."""
+    """Every position looks at every other: h + W_o v softmax(kᵀq/√d), in heads of d = 64 channels
+    or, if 64 does not divide them, in one of all. q, k and v have a column for each position; the
+    softmax is over the keys. Written out, it is twice as fast on CPUs as PyTorch's fused kernel,
+    which larger maps need, as its memory does not grow with the square of their area."""
 
     def __init__(self, channels):
         super().__init__()
@@ -78,8 +82,11 @@ class SelfAttention(nn.Module):
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W)
         q, k, v = qkv.unbind(1)                                  # each [B, heads, d, HW]
-        weights = (k.mT @ (q / q.shape[2] ** 0.5)).softmax(dim=2)          # [B, heads, HW, HW]
-        return x + self.out((v @ weights).reshape(B, C, H, W))
+        if H * W <= LARGEST:
+            h = v @ (k.mT @ (q / q.shape[2] ** 0.5)).softmax(dim=2)
+        else:                                                    # the same, never all at once
+            h = F.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT
+        return x + self.out(h.reshape(B, C, H, W))
 
 
 class UNet(nn.Module):

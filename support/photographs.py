@@ -116,9 +116,10 @@ class Holes:
     size, seed   of the drawn holes
     invert       fill what is known, and keep the hole
     grow         widen every hole by so many pixels
+    out          a folder in which no masks are looked for
     """
 
-    def __init__(self, mask, size, seed=0, invert=False, grow=0):
+    def __init__(self, mask, size, seed=0, invert=False, grow=0, out=None):
         self.mask, self.size, self.invert, self.grow = mask, size, invert, grow
         self.generator = torch.Generator().manual_seed(seed)
         self.files, self.used = {}, set()
@@ -126,7 +127,7 @@ class Holes:
         if mask in masks.MASKS:
             return
         if Path(mask).is_dir():
-            for file in walk(mask):
+            for file in walk(mask, out):
                 name = str(file.relative_to(mask).with_suffix(""))
                 self.files.setdefault(name.rpartition(MASK)[0] or name, []).append(file)
             if not self.files:
@@ -142,9 +143,12 @@ class Holes:
             return [(name, self.finish(self.draw(shape)))]
         files = [Path(self.mask)]
         if self.files:
-            files = self.files.get(name) or self.files.get(Path(name).name, [])
-            files = [file for file in files if not path or file.resolve() != path.resolve()]
-            self.used.update(files)
+            own = path and path.resolve()                          # is no mask of its own
+
+            def named(stem):
+                return [file for file in self.files.get(stem, []) if file.resolve() != own]
+            files = named(name) or named(Path(name).name)
+            self.used.update([own, *(file.resolve() for file in files)])
             if not files:
                 raise BadInput(f"{path or name}: no mask of this name in {self.mask}")
         names = [name] if len(files) == 1 else [str(Path(name).with_name(file.stem))
@@ -154,7 +158,8 @@ class Holes:
 
     def report_unused(self):
         """Say which masks of the folder belong to no photograph that was filled."""
-        unused = sorted({file for files in self.files.values() for file in files} - self.used)
+        unused = sorted(file for files in self.files.values() for file in files
+                        if file.resolve() not in self.used)
         if unused:
             print(f"{len(unused)} mask{'s' * (len(unused) > 1)} of {self.mask} belong"
                   f"{'s' * (len(unused) == 1)} to no photograph: {unused[0]}"

@@ -144,9 +144,9 @@ def save(args, settings, state, shipped, generator, step, losses):
 
 def made_with(args):
     """The settings that reproduce an output, without the paths of this machine."""
-    paths = "data", "out", "cache", "init"
+    left_out = "data", "out", "cache", "init", "bf16_asked"
     return {"version": version(), "torch": str(torch.__version__),
-            **{key: value for key, value in vars(args).items() if key not in paths}}
+            **{key: value for key, value in vars(args).items() if key not in left_out}}
 
 
 def load_checkpoint(out):
@@ -257,8 +257,8 @@ def add_flags(parser, out):
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, …")
     add("--bf16", action=argparse.BooleanOptionalAction,
-        help="bfloat16 matrix products, twice as fast where the processor has them; default: on "
-        "GPUs that have them, and on CPUs with AVX-512 or AMX that do")
+        help="bfloat16 matrix products, twice as fast where the processor has them; default: where "
+        "a GPU, or an x86 CPU (AVX512_BF16, AMX), has them")
 
 
 def parse(parser, argv=None):
@@ -268,15 +268,17 @@ def parse(parser, argv=None):
         checkpoint = load_checkpoint(args.out)
         here = {key: value for key, value in vars(args).items()
                 if key in ("out", "device", "compile", "resume")}
-        parser.set_defaults(**{**checkpoint["args"], **here})
-        asked, args = args.bf16, parser.parse_args(argv)
-        args.bf16 = args.bf16 and asked                  # if it was on, where this machine has it
+        given = checkpoint["args"]
+        asked = given.get("bf16_asked", given["bf16"])   # or it is for this machine to say
+        parser.set_defaults(**{**given, "bf16": asked, **here})
+        args = parser.parse_args(argv)
     elif (Path(args.out) / "checkpoint.pt").exists():
         raise BadInput(f"{args.out} holds a checkpoint: go on from it with --resume, or name "
                        "another --out")
     if not args.data:
         raise BadInput(NO_DATA)
     device(args.device)
+    args.bf16_asked = args.bf16
     resolve_bf16(args)
     check_range(args, 0, 100, "lr")
     check_range(args, 0, 10 ** 9, "seed", "save_every")
@@ -284,13 +286,17 @@ def parse(parser, argv=None):
 
 
 def resolve_bf16(args):
-    """--bf16, if it was neither asked for nor declined: on where the device has it in hardware."""
-    if args.bf16 is None:
-        gpu, cpu = torch.device(args.device).type == "cuda", torch.cpu.get_capabilities()
-        args.bf16 = (torch.cuda.is_bf16_supported(including_emulation=False) if gpu else
-                     bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16")))
-        if gpu and not args.bf16 and distributed.RANK == 0:
+    """--bf16, if it was neither asked for nor declined: where a GPU or an x86 CPU has instructions
+    for it."""
+    if args.bf16 is not None:
+        return
+    if torch.device(args.device).type == "cuda":
+        args.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not args.bf16 and distributed.RANK == 0:
             print("this GPU has no bfloat16: float32 instead", file=sys.stderr)
+    else:
+        has = torch.cpu.get_capabilities()
+        args.bf16 = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def resolve_compile(args):

@@ -35,6 +35,7 @@ def test_singular_values_end_near_one(shape, bf16):
     X = muon.orthogonalize(matrix(*shape), bf16=bf16)
     values = torch.linalg.svdvals(X)
     assert 0.65 < values.min() and values.max() < 1.25 and X.dtype == torch.float32
+    assert torch.equal(X, X.bfloat16().float()) == bf16
 
 
 def test_bfloat16_keeps_the_vectors_also_of_small_singular_values():

@@ -176,8 +176,11 @@ def test_masks_in_the_folder_where_one_works(command, tmp_path):
     (tmp_path / "in").mkdir()
     photograph(tmp_path / "in" / "a.jpg")
     mask_file(tmp_path / "a.png", box=(5, 5, 15, 15))
-    assert command("in/a.jpg", "--mask", ".")[0] == 0
-    assert hole_of().sum() == 100
+    for _ in range(2):                                            # then with results in ./out
+        status, _, said = command("in/a.jpg", "--mask", ".")
+        assert status == 0 and hole_of().sum() == 100 and "belong" not in said
+    assert command("in", "--mask", ".", "--out", "all")[0] == 0
+    assert hole_of("all/a_hole.png").sum() == 100
 
 
 def test_masks_beside_their_photographs(command, tmp_path):

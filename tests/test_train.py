@@ -39,17 +39,18 @@ def logged(out):
     return [(line["step"], line["loss"], line["held_out"]) for line in lines]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run."""
+@pytest.fixture(scope="module", params=["--no-bf16", "--bf16"])
+def whole(tmp_path_factory, request):
+    """An uninterrupted run, and the flag that it had."""
     out = tmp_path_factory.mktemp("whole")
-    start(out)
-    return out
+    start(out, request.param)
+    return out, request.param
 
 
 @pytest.mark.parametrize("step", [0, 4, 5])
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "crash"])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, whole, how, step):
+    whole, flag = whole
     average, calls = train.update_ema, iter(range(100))
 
     def interrupt(*args):
@@ -61,10 +62,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, whole, 
 
     monkeypatch.setattr(train, "update_ema", interrupt)
     with pytest.raises((SystemExit, RuntimeError)):
-        start(tmp_path / "broken")
+        start(tmp_path / "broken", flag)
     monkeypatch.setattr(train, "update_ema", average)
     resume = ["--resume"] if (tmp_path / "broken" / "checkpoint.pt").exists() else []
-    start(tmp_path / "broken", *resume)
+    start(tmp_path / "broken", flag, *resume)
 
     one, two = (runs.load_checkpoint(out) for out in (whole, tmp_path / "broken"))
     for part in ("net", "ema", "muon", "adamw", "rng", "step", "losses"):
@@ -218,15 +219,19 @@ def test_bf16_and_compile_are_for_the_device_asked_for(monkeypatch, capsys, devi
     assert (asked.bf16, asked.compile) == (not bf16, not compile)
 
 
-@pytest.mark.parametrize("begun, given, native, bf16", [
-    ("--bf16", "", True, True), ("--bf16", "", False, False), ("--bf16", "--bf16", False, True),
-    ("--bf16", "--no-bf16", True, False), ("--no-bf16", "", True, False)])
-def test_a_run_resumed_on_another_machine_uses_bf16_if_it_did_and_can(tmp_path, monkeypatch, begun,
-                                                                     given, native, bf16):
-    start(tmp_path, begun, "--steps", "2")
+@pytest.mark.parametrize("begun, given, then", [
+    ("", "", (True, False)), ("--bf16", "", (True, True)), ("--no-bf16", "", (False, False)),
+    ("--no-bf16", "--bf16", (True, True)), ("--bf16", "--no-bf16", (False, False))])
+def test_a_run_resumed_on_another_machine_asks_it_for_bf16_unless_told(tmp_path, monkeypatch, begun,
+                                                                       given, then):
+    """Begun where there is bfloat16; then there is, there is not."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
-    args, _ = train.parse(["--resume", "--out", str(tmp_path), *given.split()])
-    assert args.bf16 == bf16
+    native, words = True, [word for word in TINY if word != "--no-bf16"]
+    args, _ = train.parse([*words, "--out", str(tmp_path), "--steps", "1", *begun.split()])
+    train.train(args)
+    for native, bf16 in zip((True, False), then):
+        args, _ = train.parse(["--resume", "--out", str(tmp_path), *given.split()])
+        assert args.bf16 == bf16
 
 
 def test_without_a_compiler_training_goes_on_and_says_so(tmp_path, monkeypatch, capfd):

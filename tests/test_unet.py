@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import unet
 from unet import AdaGN, ResBlock, SelfAttention, UNet, timestep_embedding
 
 
@@ -114,8 +115,11 @@ def test_adagn_is_y_s_times_the_normalized_plus_y_b(channels, groups):
 
 @torch.no_grad()
 @pytest.mark.parametrize("channels, heads", [(12, 1), (64, 1), (128, 2)])
-def test_attention_against_an_explicit_softmax(channels, heads):
-    """h + W_o softmax(q kᵀ/√d) v, position by position, each head on its own channels."""
+@pytest.mark.parametrize("largest", [15, 14])
+def test_attention_against_an_explicit_softmax(monkeypatch, channels, heads, largest):
+    """h + W_o softmax(q kᵀ/√d) v, position by position, each head on its own channels; of small
+    maps and of large ones."""
+    monkeypatch.setattr(unet, "LARGEST", largest)
     torch.manual_seed(0)
     layer, x = SelfAttention(channels), torch.randn(2, channels, 3, 5)
     assert torch.equal(layer(x), x)                                    # zero-initialised

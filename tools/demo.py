@@ -234,7 +234,7 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
         if type(value) is not int or not least <= value <= most:
             raise BadInput(f"{what}: a whole number from {least} to {most:,}")
     hole = painted(drawn, photograph.size)
-    method = method_called(name, model, steps, lambda *state: watch(*state))
+    method = method_called(name, model, steps, lambda *state: watch(*state))   # made below
     size = None if method.ANY_SIZE else model.size
     planned = inpaint.plan(hole, size)
     total = method.CALLS * len(planned)
