@@ -124,9 +124,8 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
 
 
 def typical_first(views, samples):
-    """The order of the fills: nearest to the mean of all, in the hole, first; farthest last. Of
-    many, the nearest differs least from the others, and seldom has an eye too many. Views are those
-    of `complete`."""
+    """The order of the fills: nearest to the mean of all, in the hole, first; farthest last. On
+    average the first is also nearest to what was there. Views are those of `complete`."""
     far = torch.zeros(samples)
     for _, _, part, drawn in views:
         fills = drawn[:, part[0] > 0].float()
@@ -245,7 +244,7 @@ def parse():
     add("--train", nargs="+", metavar="PATH", help="training images, for a method that learns from "
         "them: as for train.py's --data")
     add("--samples", type=int, default=4, help="fills of every image, by a method that draws; the "
-        "more, the more typical the first")
+        "one nearest to their mean comes first")
     add("--steps", type=int, default=20, help="levels of noise, at most the chain's T; a network "
         "call each, more for repaint")
     add("--eta", type=float, help="0: deterministic … 1: ancestral, as in DDPM, the default")

@@ -49,7 +49,6 @@ STYLE = {                       # solid, dashed, dotted: three lines even withou
     "figure.constrained_layout.use": True, "savefig.bbox": "tight", "savefig.dpi": 100}
 COLOURS = "#14305c", "#999999", "#d0661a", "#5f7a94", "#000000"         # of methods.NETWORK
 CALLS = Path(__file__).parents[1] / "docs" / "calls.json"
-LOG = inpaint.WEIGHTS.with_suffix(".jsonl")
 OURS = "unet", "adagn", "inpainting", "animation"    # they show our U-Net, or that it knows holes
 PANEL = 1.28                    # inches, the side of an image: 128 pixels
 T = 300                         # levels, as in the course
@@ -420,19 +419,6 @@ def loss_curve(course, fig):
     left.legend()
     gallery(right, samples, labels=[f"step {stop}" for stop in stops])
     right.set_title("samples, from the same noise")
-
-
-@figure("learning", width=6)
-def shipped_weights_learning(course, fig):
-    """From weights/celeba64.jsonl, the log of the training that made the shipped weights."""
-    ax, lines = fig.subplots(), [json.loads(line) for line in LOG.read_text().splitlines()]
-    for loss, label in (("loss", "training images, mean of 250 steps"),
-                        ("held_out", "128 validation photographs,\nmoving average of the weights")):
-        ax.plot([line["images"] / 1000 for line in lines], [line[loss] for line in lines],
-                label=label)
-    ax.set(title="training the shipped weights", xlabel="thousand images seen",
-           ylabel=r"$(v - v_\theta)^2$, mean over the hole")
-    ax.legend()
 
 
 def reverse(ddpm, eps_model, image, hole):
