@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch.distributions import Normal
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -312,7 +313,7 @@ def summary(net, size):
         shapes[layer] = ["×".join(map(str, v.shape[1:])) for v in (inputs[0], output)]
 
     hooks = [layer.register_forward_hook(note) for layer in layers.values()]
-    with torch.no_grad(), counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:    # else attention goes uncounted
         net(torch.zeros(1, 3, size, size), torch.zeros(1).long(), torch.ones(1, 1, size, size))
     for hook in hooks:
         hook.remove()
