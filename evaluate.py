@@ -41,6 +41,7 @@ import masks
 import methods
 import report
 import scores
+import sharpen
 from support import distributed
 from support.cli import BadInput, check_range, device, run
 from support.files import (
@@ -63,7 +64,7 @@ DRAWN = 16                                # images, if they are drawn: minutes o
 # ---- fills: uint8 [B, K, H, W, 3] of a batch, drawn by a method or read from files -------------
 
 def draw_fills(name, method, images, hole, samples, seed):
-    """The fills that inpaint.py would draw, checked."""
+    """The fills that inpaint.py would draw of an image of this size, checked."""
     try:
         fills = inpaint.draw(method.inpaint, images, hole, samples, seed, batch=len(images))
     except BadInput as error:
@@ -187,7 +188,7 @@ def score_parts(args, images, holes, chosen, training, lpips, rulers, truth):
             scored |= {f"features_{ruler}": drawn[:, 0], f"crps_{ruler}": crps.mean(dim=1)}
         if args.save:
             save_fills(Path(args.out) / "fills", mask, Path(name).stem, batch, hole, fills, first,
-                       provenance(args.weights, args.seed))
+                       provenance(args.weights, args.seed, args.sharpen))
         with atomic_write(part(args, mask, name, first)) as half, open(half, "wb") as file:
             np.savez(file, **scored, samples=fills.shape[1], calls=calls, seconds=seconds,
                      scoring=scoring, preview=fills[:max(0, 8 - first), 0])
@@ -215,7 +216,7 @@ def collect(args, n):
 def open_parts(args, images, holes, lpips, rulers):
     """Make --out/parts, or with --resume check that it is of a run with the same settings."""
     folder = Path(args.out) / "parts"
-    files = [args.weights,
+    files = [args.weights, *([args.sharpen] if args.sharpen else []),
              *(methods.file_of(name) for name in args.methods if name not in args.read),
              *(name for name in args.features or () if name not in (*scores.RULERS, "unet"))]
     settings = {key: value for key, value in vars(args).items()
@@ -383,6 +384,8 @@ def parse():
     add("--seed", type=int, default=0, help="of holes and noise")
     add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
     add("--weights", default=inpaint.WEIGHTS, help=WEIGHTS_HELP)
+    add("--sharpen", metavar="FILE", help=f"{sharpen.HELP}, the default; with one, "
+        "images and --from's fills are of its size")
     add("--cache", default="cache", help="folder for decoded images")
     add("--out", default="results/latest", help="folder for the results")
     add("--resume", action="store_true", help="go on with the run that was cut off in --out")
@@ -442,14 +445,19 @@ def main():
     with distributed.joined():
         with distributed.first():                                  # who downloads for all
             args.weights = local(args.weights)
-        ddpm, eps_model, args.size = inpaint.load_weights(args.weights, args.device)
+        ddpm, eps_model, size = inpaint.load_weights(args.weights, args.device)
+        sharpener = sharpen.find(args.sharpen or "none", args.weights, size, args.device)
+        args.size, args.sharpen = (sharpener.size, sharpener.path) if sharpener else (size, None)
         if not (args.named or args.read):
             args.methods[0] = methods.default(eps_model)                     # else keep
         with distributed.first():                                  # who decodes for all
             images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
         holes = make_holes(args, len(images))
-        chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16)
+        chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16,
+                                     sharpener=sharpener)
                   for name in args.methods if name not in args.read}
+        if sharpener:
+            check_sizes(args, chosen, size)
         training = functools.cache(lambda: unseen(args, images))
         if not (args.named or args.read):
             leave_out_learners(args, chosen, training)
@@ -459,7 +467,7 @@ def main():
                 if distributed.RANK == 0:
                     open_parts(args, images, holes, lpips, rulers)
                     if not args.resume:
-                        announce(args, images, holes, chosen, rulers, eps_model)
+                        announce(args, images, holes, chosen, rulers, eps_model, size)
                     real = reference(args, images, rulers)
                 truth = {ruler: cached_features(args, ruler, features, "scored images", images)
                          for ruler, features in rulers.items()}
@@ -467,6 +475,15 @@ def main():
             distributed.barrier()
             if distributed.RANK == 0:
                 finish(args, images, holes, real)
+
+
+def check_sizes(args, chosen, size):
+    """Refuse what cannot look at images of a sharpener's size, only at those of `size`."""
+    fixed = [name for name, method in chosen.items() if hasattr(method, "inpaint")
+             and not (method.ANY_SIZE or methods.has_network(name))]
+    fixed += ["--features unet"] * ("unet" in (args.features or ()))
+    if fixed:
+        raise BadInput(f"{', '.join(fixed)}: for images of {size}×{size}, so not with --sharpen")
 
 
 def find_networks(args, eps_model):
@@ -489,11 +506,11 @@ def find_networks(args, eps_model):
 
 
 @torch.no_grad()
-def announce(args, images, holes, chosen, rulers, eps_model):
+def announce(args, images, holes, chosen, rulers, eps_model, size):
     """Say what is to do and about how long it takes, by the time that the networks take for a few
-    images; methods without a network are not timed."""
+    images, eps_model for those of its `size`; methods without a network are not timed."""
     n, sets = min(len(images), args.batch if "cuda" in args.device else 2), len(images) * len(holes)
-    x, t = data.to_float(images[:n]).to(args.device), torch.zeros(n, dtype=torch.int64)
+    x, t = torch.zeros(n, 3, size, size, device=args.device), torch.zeros(n, dtype=torch.int64)
 
     def seconds(network, *arguments):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=args.bf16):

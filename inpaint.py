@@ -7,9 +7,9 @@
 
 For an input STEM, in --out: `STEM_input.png`; `STEM_hole.png`, white = filled; `STEM_0.png`,
 `STEM_1.png`, … the fills, the most typical first, of the photograph's size and kind, outside the
-hole exactly STEM_input.png; `STEM.png`, what the method was shown and made of it, side by side.
-The network sees the photograph through windows of its own size (windows.py); methods that need no
-network see the photograph's own pixels.
+hole exactly STEM_input.png; `STEM.png`, what the method was shown and drew, side by side.
+Methods of a fixed size, such as the network, see windows of the photograph (windows.py), and a
+second network sharpens our network's fills (sharpen.py). The others see its own pixels.
 """
 import argparse
 import hashlib
@@ -28,6 +28,7 @@ from tqdm import tqdm
 import data
 import masks
 import methods
+import sharpen
 import windows
 from support.cli import BadInput, check_range, device, one_line, run
 from support.files import lock_folder, provenance, write_png
@@ -38,7 +39,7 @@ from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
 OWN = 512         # pixels, the side from which on a method of any size works on a reduced window
 SHOWN = 6         # windows at most in STEM.png, each in panels of
-PANEL = 192       # pixels or, if it is larger, its own size
+PANEL = 256       # pixels or, if it is larger, its own size
 
 
 def fill(method, images, hole, samples=4, seed=0, batch=BATCH):
@@ -94,9 +95,11 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
              planned=None):
     """Fill the hole of one photograph, uint8 [H, W, 3]; hole [1, H, W]; the rest as for `fill`.
 
-    size     of the network, which sees the photograph through windows.py; None: the method takes
-             any size, and sees the photograph's own pixels, reduced only in windows of over OWN
-    planned  what `plan` gave, if it has been called already, or for a known face
+    size     of the images that the method takes, which shows it the photograph through windows.py;
+             None: it takes any size, and sees the photograph's own pixels, reduced only in windows
+             of over OWN
+    planned  what `plan` gave, if it has been called already, for a known face, or, if a sharpener
+             follows, for the first network's size
 
     Returns (fills, views, order): uint8 [samples, H, W, 3], the most typical first, exactly the
     photograph outside the hole; for every window, its box in the photograph, what the method saw
@@ -253,6 +256,8 @@ def parse():
         "no hole as many as make up 256×256 pixels; 1 takes up to twice as long, but makes each "
         "fill the same to the last bit for any --samples")
     add("--weights", default=WEIGHTS, help=WEIGHTS_HELP)
+    add("--sharpen", metavar="FILE", help=f"{sharpen.HELP}; default: ours "
+        "(128×128) with our --weights, else none; up to 5 more calls a fill")
     add("--out", default="out", help="folder for the results")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -273,8 +278,9 @@ def main():
     ddpm, eps_model, size = load_weights(args.weights, args.device)
     args.method = args.method or methods.default(eps_model)
     args.batch = args.batch or getattr(eps_model, "at_once", BATCH)
+    sharpener = find_sharpener(args, size)
     method = methods.find(args.method, ddpm, eps_model, args.steps, args.eta,
-                          callback=lambda *_: bar.update())
+                          callback=lambda *_: bar.update(), sharpener=sharpener)
     samples = args.samples if method.DRAWS else 1
     if not hasattr(method, "inpaint"):
         if not args.train:
@@ -286,11 +292,12 @@ def main():
     failed = []
     jobs = read_each(photographs, holes, failed)
     jobs = jobs if len(photographs) > 1 else [*jobs]              # a mistake is told at once
-    begun, size, count = time.time(), None if method.ANY_SIZE else size, 0
+    begun, count, size = time.time(), 0, None if method.ANY_SIZE else size
+    shown = sharpener.size if sharpener else size
     with lock_folder(args.out), tqdm(total=len(photographs) * calls(method, samples, args.batch),
                                      desc="inpainting", unit=" calls") as bar:
         for count, job in enumerate(jobs, 1):
-            fill_one(args, method, size, samples, bar, *job)
+            fill_one(args, method, size, shown, samples, bar, *job)
     holes.report_unused()
     done = len(photographs) - len(failed)
     print(f"{done} image{'s' * (done != 1)}{f', {count} holes' * (count != done)} × {samples} "
@@ -301,24 +308,38 @@ def main():
         raise BadInput(f"{len(failed)} of {len(photographs)} images were not filled, as said above")
 
 
+def find_sharpener(args, size):
+    """The Sharpener of the network's fills, or None; args.sharpen becomes its file, or None.
+    """
+    sharpener = None
+    if methods.has_network(args.method):
+        sharpener = sharpen.find(args.sharpen, args.weights, size, args.device)
+    elif args.sharpen not in (None, "none"):
+        raise BadInput(f"--sharpen is for fills of the network, not of --method {args.method}")
+    args.sharpen = sharpener.path if sharpener else None
+    return sharpener
+
+
 def calls(method, samples, batch):
     """Steps of the progress bar for a window: its calls of the network, or 1 without a network."""
     return -(-samples // batch) * max(method.CALLS, 1)
 
 
-def fill_one(args, method, size, samples, bar, name, photograph, hole):
-    """Fill a photograph's hole and write the results, moving the bar along."""
+def fill_one(args, method, size, shown, samples, bar, name, photograph, hole):
+    """Fill a photograph's hole and write the results, moving the bar along. Windows are planned for
+    a network of `size`, and the method is shown them at the size `shown`: a sharpener's is larger.
+    """
     planned, done, one = plan(hole, size, args.face), bar.n, calls(method, samples, args.batch)
     work = one * max(1, len(planned))
     bar.total = max(bar.total + work - one, done + work)          # a photograph may have more holes
-    fills, views, _ = complete(method.inpaint, photograph.rgb, hole, size, samples, args.seed,
+    fills, views, _ = complete(method.inpaint, photograph.rgb, hole, shown, samples, args.seed,
                                args.device, args.batch, planned)
     bar.update(done + work - bar.n)
     if not any(part.any() for _, _, part, _ in views):
         bar.write(f"{name}: the hole is " + ("too thin for the network, and blurred over"
                   if hole.any() else "empty, nothing to do; the image is copied"))
     write_results(Path(args.out), name, photograph, hole, fills, views,
-                  provenance(args.weights, args.seed))
+                  provenance(args.weights, args.seed, args.sharpen))
 
 
 if __name__ == "__main__":

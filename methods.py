@@ -18,6 +18,7 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
+import sharpen
 from ddpm import randn_like
 from support.cli import BadInput
 
@@ -153,12 +154,18 @@ def knows_hole(eps_model):
     return getattr(eps_model, "knows_hole", True)
 
 
-def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
+def has_network(name):
+    """Whether the method called `name` is one with the network, and not one of baselines/ or a
+    file."""
+    return name.partition("@")[0] in NETWORK
+
+
+def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None, sharpener=None):
     """The method called `name`, or in the file `name`: an object with `inpaint` or `fit`, DRAWS and
     CALLS. The settings are for those with the network; eta None is each one's own default, and a
-    name such as keep@50 has its own steps."""
+    name such as keep@50 has its own steps. With a Sharpener, it fills images of that one's size."""
     method, at, number = name.partition("@")
-    if method in NETWORK:
+    if has_network(name):
         steps = steps if not at else int(number) if number.isdecimal() else 0
         if not 1 <= steps <= ddpm.T:
             what = f"the number in {name}" if at else "--steps"
@@ -175,6 +182,10 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
         path = jump_path(steps, JUMP, REPEATS if method == "repaint" else 1)
         calls = sum(there < here for here, there in pairwise(path))
         cost = calls * (2 if method == "pigdm" else 1)     # its backward pass takes about as long
+        if sharpener:
+            more = {} if eta is None else {"eta": eta}
+            inpaint = sharpen.cascade(inpaint, sharpener, bf16=bf16, callback=callback, **more)
+            calls, cost = calls + sharpen.calls(sharpener), cost + sharpen.calls(sharpener)
         return SimpleNamespace(inpaint=inpaint, DRAWS=True, CALLS=calls, COST=cost, ANY_SIZE=False)
     path = file_of(name)
     if path.suffix != ".py" or not path.is_file():
@@ -191,6 +202,6 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None):
 
 def file_of(name):
     """Where a method is written."""
-    if name.partition("@")[0] in NETWORK:
+    if has_network(name):
         return Path(__file__)
     return BASELINES / f"{name}.py" if name in METHODS else Path(name)

@@ -85,6 +85,8 @@ def text(args, images, found, results, versions):
              f"of {args.steps} steps of a method that draws. Scores of the "
              "composite, known pixels exact, in 8 bits; means over images ± the longer side of "
              "a 95 % interval (bootstrap-t); L1, CRPS and spread in the hole, of 255."]
+    if args.sharpen:
+        lines[0] += f" The network's fills are sharpened by {Path(args.sharpen).name}."
     if real:
         what = "training images" if args.reference == "train" else "scored images themselves"
         lines[0] += (f" Distances of the first samples are to the {real['n_real']} {what}; the row "
@@ -114,14 +116,15 @@ def write(args, images, holes, found, results, tables, versions):
             rows = zip(*(values[key] for key in keys), strict=True)
             writer.writerows([i, mask, name, *row] for i, row in enumerate(rows))
     with atomic_write(out / "results.json") as half:
-        content = {"settings": vars(args), "provenance": provenance(args.weights, args.seed),
+        content = {"settings": vars(args),
+                   "provenance": provenance(args.weights, args.seed, args.sharpen),
                    "versions": versions, "results": results,
                    "by_area": by_area(args, found) if args.by_area else []}
         half.write_text(json.dumps(finite(content), indent=1, allow_nan=False, default=str))
     with atomic_write(out / "holes.npz") as half, open(half, "wb") as file:
         np.savez_compressed(file, **{mask: hole.byte().numpy() for mask, hole in holes.items()})
     write_png(preview(images, holes, found), out / "preview.png",
-              provenance(args.weights, args.seed))
+              provenance(args.weights, args.seed, args.sharpen))
     with atomic_write(out / "table.md") as half:
         half.write_text(tables + "\n")
     for part in (out / "parts").glob("*.npz"):                   # before the settings: a removal

@@ -10,11 +10,13 @@ Every --every steps, --out gets a line in `log.jsonl` and new `samples.png`; the
 seconds have passed since the last, `checkpoint.pt` (all that --resume needs) and `weights.pt` (the
 moving average alone, in half precision: what inpaint.py loads). The log's `held_out` is the loss on
 images of the validation split: once it rises, the network is memorising the training images.
+The command for a sharpener is in sharpen.py.
 """
 import argparse
 import contextlib
 import copy
 import sys
+from functools import partial
 from pathlib import Path
 
 import support.threads
@@ -24,6 +26,7 @@ from PIL import Image
 
 import data
 import masks
+import sharpen
 from ddpm import DDPM, PREDICTIONS, randn_like
 from muon import Muon, split
 from schedules import SCHEDULES
@@ -40,7 +43,8 @@ def train(args, checkpoint=None):
         images = data.load(args.data, "train", args.size, args.crop, args.limit, args.cache)
         validation = load_validation(args) if distributed.RANK == 0 else None
     images = resident(images, device)
-    ddpm = DDPM(SCHEDULES[args.schedule](args.T).to(device), args.prediction, clip=True)
+    ddpm = DDPM(SCHEDULES[args.schedule](args.T).to(device), args.prediction,
+                clip=not args.coarse)
     state = build(args, device)
     net, ema, *optimizers = state.values()
     generator = torch.Generator().manual_seed(args.seed)        # of batches, holes, t and noise
@@ -53,23 +57,27 @@ def train(args, checkpoint=None):
         set_lr(optimizers, (args.lr, args.lr_adamw), lr_factor(step, args.steps, args.warmup))
         x0 = draw_images(images, args.batch, generator, device)               # 2: x_0 ~ q(x_0)
         hole = draw_holes(args.batch, args.size, generator, device)
-        loss = algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator, args.bf16)  # 3 … 5
+        x0, coarse = (sharpen.draw_detail(x0, hole, args.coarse, generator) if args.coarse
+                      else (x0, None))
+        loss = algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator, args.bf16,  # 3 … 5
+                           coarse)
         update_ema(ema, net, min(args.ema, (1 + step) / (10 + step)))
 
         run.record({"loss": loss})
         if run.due and run.first:
             run.log(held_out=held_out_loss(args, ddpm, ema, validation))
-            draw_samples(args, ddpm, ema)
+            draw_samples(args, ddpm, ema, images)
         run.save()
     return ema
 
 
-def algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator=None, bf16=False):
+def algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator=None, bf16=False, coarse=None):
     """Algorithm 1 of Ho et al. 2020, lines 3 to 5, on a batch x0 [B, 3, H, W]; returns the loss.
 
-    hole [B, 1, H, W]: only there is noise added, and the loss taken. Under torchrun, x0 and hole
+    hole [B, 1, H, W]: noise is added, and the loss taken, only there. Under torchrun, x0 and hole
     are this process's share of the batch; t and ε are drawn for all of it, and shared out alike.
-    ε is drawn where x0 is, from a seed that the generator, on the CPU, draws.
+    ε is drawn on x0's device, seeded by the CPU's generator. A sharpener's x0 is the detail; it is
+    given coarse [B, 3, H, W].
     """
     batch, device = len(x0) * distributed.WORLD_SIZE, x0.device
     t = torch.randint(ddpm.T, (batch,), generator=generator)              # 3: t ~ Uniform, 0 … T-1
@@ -77,7 +85,7 @@ def algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator=None, bf16=Fals
     noise = torch.randn(batch, *x0.shape[1:], generator=own, device=device)     # 4: ε ~ N(0, I)
     t, noise = distributed.share(t).to(device, non_blocking=True), distributed.share(noise)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):       # 5: descend on ∇_θ ‖…‖²
-        loss = ddpm.loss(eps_model, x0, hole, t, noise)
+        loss = ddpm.loss(given(eps_model, coarse), x0, hole, t, noise)
     for optimizer in optimizers:
         optimizer.zero_grad()
     loss.backward()
@@ -87,12 +95,18 @@ def algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator=None, bf16=Fals
     return loss
 
 
+def given(eps_model, coarse=None):
+    """The network as eps_model(x, t, hole): a sharpener with `coarse` bound to it."""
+    return eps_model if coarse is None else partial(eps_model, coarse=coarse)
+
+
 def build(args, device):
     """All that is trained: the network, its moving average, and the network's two optimizers, Muon
     for convolutions and matrices of over 4,096 numbers, AdamW for the rest."""
     torch.manual_seed(args.seed)
     try:
-        net = UNet(args.size, args.patch, args.widths, args.blocks).to(device)
+        net = UNet(args.size, args.patch, args.widths, args.blocks,
+                   coarse_size=args.coarse).to(device)
     except ValueError as error:
         raise BadInput(f"{error}: choose another --size, --patch or --widths") from None
     if args.init and not args.resume:                           # else a checkpoint has it all
@@ -108,7 +122,7 @@ def build(args, device):
 def settings(args):
     """What `runs.load_weights` rebuilds the network and the process from."""
     return {"unet": {"size": args.size, "patch": args.patch, "widths": args.widths,
-                     "blocks": args.blocks},
+                     "blocks": args.blocks, "coarse_size": args.coarse},
             "schedule": args.schedule, "T": args.T, "prediction": args.prediction}
 
 
@@ -174,16 +188,24 @@ def held_out_loss(args, ddpm, ema, images):
         hole = masks.mixture(len(x0), args.size, generator, device)
         t = torch.randint(ddpm.T, (len(x0),), generator=generator).to(device)
         noise = randn_like(x0, generator)
+        x0, coarse = sharpen.detail(x0, args.coarse) if args.coarse else (x0, None)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            losses.append(ddpm.loss(ema, x0, hole, t, noise) * len(x0))
+            losses.append(ddpm.loss(given(ema, coarse), x0, hole, t, noise) * len(x0))
     return torch.stack(losses).sum().item() / len(images)
 
 
-def draw_samples(args, ddpm, ema):
-    """samples.png: 16 unconditional samples of the moving average, always from the same noise."""
+def draw_samples(args, ddpm, ema, images):
+    """samples.png, by the moving average, always from the same noise: 16 unconditional samples; for
+    a sharpener, 16 training images, reduced and sharpened."""
     device, size = next(ema.parameters()).device, args.size
     hole, blank = masks.full(16, size, device=device), torch.zeros(16, 3, size, size, device=device)
-    x = ddpm.sample(ema, blank, hole, min(20, ddpm.T), 0.0, torch.Generator().manual_seed(0))
+    coarse = None
+    if args.coarse:
+        x0 = data.to_float(images[torch.arange(16) % len(images)].to(device))
+        _, coarse = sharpen.detail(x0, args.coarse)
+    x = ddpm.sample(given(ema, coarse), blank, hole, min(20, ddpm.T), 0.0,
+                    torch.Generator().manual_seed(0))
+    x = coarse + sharpen.DETAIL * x if args.coarse else x
     rows = data.to_uint8(x).reshape(2, 8, size, size, 3).transpose(1, 2)
     grid = Image.fromarray(rows.reshape(2 * size, 8 * size, 3).cpu().numpy())
     write_png(grid, Path(args.out) / "samples.png", runs.made_with(args))
@@ -205,6 +227,8 @@ def parse(argv=None):
     add("--patch", type=int, default=2, help="pixels are gathered in squares of this side")
     add("--widths", type=int, nargs="+", default=[64, 128, 224], help="channels per resolution")
     add("--blocks", type=int, default=2, help="residual blocks per resolution")
+    add("--coarse", type=int, metavar="SIZE", help="train a sharpener (sharpen.py), which enlarges "
+        "images of this size to --size")
     add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
     add("--compile", action=argparse.BooleanOptionalAction,
         help="compile the network, which takes a minute and a C++ compiler; default: on GPUs")
@@ -216,6 +240,9 @@ def parse(argv=None):
     check_range(args, 1, 10 ** 4, "patch", "widths", "blocks")
     check_range(args, 0, 0.999999, "ema")
     check_range(args, 0, 100, "lr_adamw")
+    check_range(args, 1, args.size - 1, "coarse")
+    if checkpoint and args.coarse != checkpoint["args"].get("coarse"):
+        raise BadInput("--coarse is not the checkpoint's: leave it out with --resume")
     if args.batch % distributed.WORLD_SIZE:
         raise BadInput(f"--batch {args.batch} cannot be shared out evenly over "
                        f"{distributed.WORLD_SIZE} processes")

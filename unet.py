@@ -1,4 +1,5 @@
-"""The U-Net that predicts the noise: eps_model(x, t, hole) -> [B, 3, H, W].
+"""The U-Net that predicts the noise: eps_model(x, t, hole) -> [B, 3, H, W]; a sharpener is given a
+coarse image too.
 
                 x, hole ─ patches ─ stem ──────────────── head ─ pixels
                                      ↓   ↘            ↗   ↑
@@ -92,13 +93,15 @@ class SelfAttention(nn.Module):
 class UNet(nn.Module):
     """A U-Net on images [B, 3, size, size]; each argument affects speed and size.
 
-    patch      pixels are gathered into patch × patch squares: size/patch is the first resolution
-    widths     channels at each resolution, from size/patch downwards, halving
-    blocks     residual blocks at each resolution, on the way down and again on the way up
-    attention  the resolutions that have self-attention
+    patch        pixels are gathered into patch × patch squares: size/patch is the first resolution
+    widths       channels at each resolution, from size/patch downwards, halving
+    blocks       residual blocks at each resolution, on the way down and again on the way up
+    attention    the resolutions that have self-attention
+    coarse_size  of the images that a sharpener enlarges (sharpen.py); None for any other network
     """
 
-    def __init__(self, size=64, patch=2, widths=(64, 128, 224), blocks=2, attention=(16, 8)):
+    def __init__(self, size=64, patch=2, widths=(64, 128, 224), blocks=2, attention=(16, 8),
+                 coarse_size=None):
         super().__init__()
         if size % (patch * 2 ** (len(widths) - 1)):
             raise ValueError(f"a size of {size} cannot be cut into patches of {patch} and halved "
@@ -106,11 +109,12 @@ class UNet(nn.Module):
         if size // patch // 2 ** (len(widths) - 1) < 2:
             raise ValueError(f"a size of {size} ends in maps of one pixel, which cannot be "
                              "normalized")
-        self.patch, self.time_width = patch, widths[0]
+        self.patch, self.time_width, self.coarse_size = patch, widths[0], coarse_size
         time_dim = 4 * widths[0]
         self.time = nn.Sequential(nn.Linear(widths[0], time_dim), nn.SiLU(),
                                   nn.Linear(time_dim, time_dim), nn.SiLU())
-        self.stem = nn.Conv2d(4 * patch ** 2, widths[0], 3, padding=1)
+        inputs = 4 if coarse_size is None else 7
+        self.stem = nn.Conv2d(inputs * patch ** 2, widths[0], 3, padding=1)
 
         resolutions = [size // patch // 2 ** level for level in range(len(widths))]
         channels, skips = widths[0], []
@@ -138,9 +142,11 @@ class UNet(nn.Module):
         self.head = nn.Sequential(group_norm(channels), nn.SiLU(),
                                   zero(nn.Conv2d(channels, 3 * patch ** 2, 3, padding=1)))
 
-    def forward(self, x, t, hole):
+    def forward(self, x, t, hole, coarse=None):
+        """A sharpener is given `coarse` [B, 3, size, size] too (sharpen.py)."""
         emb = self.time(timestep_embedding(t, self.time_width))              # [B, time_dim]
-        h = self.stem(F.pixel_unshuffle(torch.cat([x, hole], dim=1), self.patch))
+        seen = [x, hole] if coarse is None else [x, hole, coarse]
+        h = self.stem(F.pixel_unshuffle(torch.cat(seen, dim=1), self.patch))
         skips = []
         for layer in self.down:
             if isinstance(layer, ResBlock):

@@ -17,7 +17,7 @@ import torch
 from support.cli import BadInput, run
 from support.files import atomic_write, lock_folder
 from support.foreign import local, needed, read_ours
-from support.runs import WEIGHTS, load_weights, read_checkpoint
+from support.runs import WEIGHTS, from_checkpoint, read_checkpoint
 
 CARD = """---
 license: other
@@ -45,10 +45,10 @@ Loaded by the repository that wrote it (commit {version}, step {step}); not a di
 
 def export(out, weights, title):
     """Write the folder, and read it back: BadInput if a single bit is another."""
-    load_weights(weights)                                        # refuses what is damaged
     checkpoint = read_checkpoint(weights)
     if "ema" not in checkpoint:
         raise BadInput(f"{weights}: only weights of train.py's are exported")
+    from_checkpoint(weights, checkpoint)                         # refuses what is damaged
     out, tensors = Path(out), {name: t.contiguous() for name, t in checkpoint["ema"].items()}
     settings, made = checkpoint["settings"], checkpoint.get("made with", {})
     needed("safetensors")

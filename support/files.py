@@ -101,11 +101,12 @@ def write_png(picture, path, metadata=None):
 
 
 @functools.cache
-def provenance(weights, seed):
+def provenance(weights, seed, sharpener=None):
     """What it takes to reproduce an output: command, seed, SHA-256 of the weights, versions."""
     command = shlex.join(["python", *sys.argv]).encode(errors="backslashreplace").decode()
     return {"command": command, "seed": seed,
             "weights": content(weights).hex(),
+            **({"sharpener": content(sharpener).hex()} if sharpener else {}),
             "version": version(), "torch": str(torch.__version__)}
 
 

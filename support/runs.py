@@ -32,7 +32,7 @@ from support.files import (
 )
 from unet import UNet
 
-WEIGHTS = ROOT / "weights" / "celeba64.pt"
+WEIGHTS, SHARPENER = ROOT / "weights" / "celeba64.pt", ROOT / "weights" / "celeba128.pt"
 OURS = "weights that train.py wrote"
 WEIGHTS_HELP = ("a weights.pt or checkpoint.pt of train.py's; a guided-diffusion .pt; or a folder, "
                 "or owner/name on the hub, in diffusers' format")
@@ -202,17 +202,35 @@ def load_weights(path=WEIGHTS, device="cpu"):
     checkpoint = read_checkpoint(path)
     if foreign.is_guided(checkpoint):
         return foreign.load_guided(path, checkpoint, device)
+    ddpm, net, size = from_checkpoint(path, checkpoint, device)
+    if net.coarse_size:
+        raise BadInput(f"{path}: a sharpener, which fills no hole alone: name it with --sharpen")
+    return ddpm, net, size
+
+
+def load_sharpener(path, device="cpu"):
+    """As `load_weights`, for a sharpener (sharpen.py) of train.py's."""
+    checkpoint = read_checkpoint(path, "name another with --sharpen, or none")
+    ddpm, net, size = from_checkpoint(path, checkpoint, device)
+    if not net.coarse_size:
+        raise BadInput(f"--sharpen {path}: not a sharpener, such as train.py --coarse trains")
+    return ddpm, net, size
+
+
+def from_checkpoint(path, checkpoint, device="cpu"):
+    """(ddpm, eps_model, size) from what is in `path`, a file of train.py's."""
     with reading(path, OURS, "no such file"):
         settings, ema = checkpoint["settings"], checkpoint["ema"]
         layers = settings["unet"]["blocks"] * len(settings["unet"]["widths"])
-        if not (1 <= settings["T"] <= 10 ** 6 and 1 <= settings["unet"]["size"] <= LARGEST
-                and 1 <= layers <= len(ema)):
+        size, coarse = settings["unet"]["size"], settings["unet"].get("coarse_size")
+        if not (1 <= settings["T"] <= 10 ** 6 and 1 <= size <= LARGEST and 1 <= layers <= len(ema)
+                and (coarse is None or 1 <= coarse < size)):
             raise ValueError("settings out of range")
         net = rebuild(UNet, settings["unet"], ema).eval().requires_grad_(False)
         check_finite(path, ema)
         betas = SCHEDULES[settings["schedule"]](settings["T"])
-        ddpm = DDPM(betas.to(device), settings["prediction"], clip=True)
-    return ddpm, net.to(device), settings["unet"]["size"]
+        ddpm = DDPM(betas.to(device), settings["prediction"], clip=coarse is None)
+    return ddpm, net.to(device), size
 
 
 def read_checkpoint(path, missing="make weights with train.py, or name others with --weights"):

@@ -45,7 +45,7 @@ def save_weights(out, size=16, widths=(8, 16), seed=0):
     """weights.pt of a small network with random layers, so that its fills depend on everything."""
     torch.manual_seed(seed)
     args = argparse.Namespace(out=str(out), size=size, patch=2, widths=[*widths], blocks=1,
-                              schedule="cosine", T=20, prediction="v")
+                              schedule="cosine", T=20, prediction="v", coarse=None)
     net = UNet(size, 2, widths, 1)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

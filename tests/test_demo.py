@@ -29,9 +29,11 @@ import data
 import inpaint
 import masks
 import methods
+import sharpen
 from helpers import HANG, photograph, save_weights
 from support.cli import BadInput
 from tools import demo, guard
+from worlds import sharpener_of_noise
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -198,11 +200,25 @@ def test_the_chain_can_be_looked_at_again_from_noise_to_the_fill(fill, model):
     assert order.tolist() != [0, 1, 2, 3]
     assert len(last) == 8 and all((last[k] == fills[k].numpy()).all() for k in range(4))
     assert (first[0][known] == last[0][known]).all() and (first[0] != last[0])[~known].mean() > 0.9
-    for steps, number in ((demo.FRAMES, demo.FRAMES), (110, 18)):
+    for steps, number in ((demo.FRAMES, demo.FRAMES), (110, 22)):
         watch = demo.Watch(steps)
         for call in range(steps):
             watch(steps - call - 1, torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
         assert len(watch.film) in (number, number + 1) and watch.film[-1][0] == 0
+
+
+def test_fills_are_sharpened_where_the_network_has_a_sharpener(fill, model):
+    """The chain goes on at the sharpener's size; methods without the network are as they were."""
+    model = model._replace(sharpener=sharpener_of_noise(SIZE, 2 * SIZE))
+    *steps, (state, _, _) = fill(None, "center", steps=6, model=model)
+    told = [line for (line, *_), _, _ in steps]
+    assert told[1].startswith("t =") and told[-1].startswith("sharpening, t =")
+    assert f"2 fills, {6 + sharpen.CALLS} network calls each" in state[0]
+    first, last = (pictures_of(demo.as_html(*state[3][k])) for k in (0, -1))
+    assert first[0].shape == (SIZE, SIZE, 3) and last[0].shape == (2 * SIZE, 2 * SIZE, 3)
+    assert f"{2 * SIZE}×{2 * SIZE}" in demo.knowledge(model)
+    *_, (state, _, _) = fill(None, "center", "glcic", model=model)
+    assert "1 fill, 1 network call each" in state[0]
 
 
 def test_thumbnails_of_a_large_network_keep_its_noise():

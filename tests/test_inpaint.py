@@ -214,7 +214,7 @@ def test_bad_input_is_one_line_and_status_2(command, tmp_path, make, argv, said)
 def test_weights_of_another_size_rebuild_another_network(tmp_path):
     torch.manual_seed(0)
     args = argparse.Namespace(out=str(tmp_path), size=16, patch=1, widths=[8], blocks=1,
-                              schedule="linear", T=7, prediction="eps")
+                              schedule="linear", T=7, prediction="eps", coarse=None)
     state = {"ema": UNet(16, 1, [8], 1)}
     runs.save(args, train.settings(args), state, "ema", torch.Generator(), 1, [])
     ddpm, net, size = inpaint.load_weights(tmp_path / "weights.pt")

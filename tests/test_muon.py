@@ -78,7 +78,7 @@ def test_it_computes_in_bfloat16_where_training_does(monkeypatch, bf16):
     used = []
     monkeypatch.setattr(muon, "newton_schulz", lambda M, steps: used.append(M) or M)
     args = argparse.Namespace(seed=0, size=16, patch=2, widths=[16, 32], blocks=1, init=None,
-                              bf16=bf16)
+                              bf16=bf16, coarse=None)
     net, _, optimizer, _ = train.build(args, torch.device("cpu")).values()
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)

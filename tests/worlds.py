@@ -2,6 +2,10 @@
 sampler should draw."""
 import torch
 
+import sharpen
+from ddpm import DDPM
+from schedules import cosine_betas
+
 F64 = torch.float64
 
 
@@ -55,3 +59,14 @@ def textured(process, side=8):
     places = torch.stack([y.flatten(), x.flatten()], dim=1)
     mean = (y / side - 0.5)[None]
     return World(mean, 0.25 * torch.exp(-torch.cdist(places, places) / 3), process)
+
+
+def sharpener_of_noise(coarse_size, size):
+    """A Sharpener of a world in which an image is its coarse version, enlarged, plus white noise of
+    deviation DETAIL; its network is that world's exact E[x_0 | x_t]."""
+    ddpm = DDPM(cosine_betas(300), "x0")
+
+    def eps_model(x, t, hole, coarse):
+        return ddpm.alpha_bar(t, x).sqrt() * x
+    eps_model.coarse_size = coarse_size
+    return sharpen.Sharpener(ddpm, eps_model, size, None)

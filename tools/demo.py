@@ -38,6 +38,7 @@ import data
 import inpaint
 import masks
 import methods
+import sharpen
 from support.cli import BadInput, check_range, device, lacks_memory, run
 from support.files import provenance, write_png
 from support.foreign import local
@@ -47,7 +48,7 @@ from tools import guard
 
 BYTES, PIXELS, SIDE = 2 ** 25, 2 ** 24, 2 ** 13   # of a photograph, at most
 SAMPLES = 8                           # fills at a time, at most
-FRAMES, THUMBNAIL = 20, 96            # of the chain that are kept; their side, at most, in pixels
+FRAMES, THUMBNAIL = 25, 128           # of the chain that are kept; their side, at most, in pixels
 AT_ONCE, WAITING = 2, 32              # fills at work, and calls in the queue
 LONGEST = 20 * 60                     # seconds that a fill may take
 CANVAS, THINNEST = 640, 48            # the longer side of what is painted on; the shorter, at least
@@ -67,14 +68,17 @@ WAYS = {"keep": "the network knows the hole",
         "masked": "the hole, left grey"}
 
 # What is served: the network as `load_weights` gives it, where it runs, its --weights as named,
-# its provenance, and the methods that it can be used with: {name: what it says of itself}.
-Model = namedtuple("Model", "ddpm eps_model size device weights made ways")
+# its provenance, and the methods that it can be used with: {name: what it says of itself}; and the
+# sharpener, as `sharpen.find` gives it.
+Model = namedtuple("Model", "ddpm eps_model size device weights made ways sharpener")
 
 
 def load(weights=inpaint.WEIGHTS, where="cpu"):
     path = local(weights)
     ddpm, eps_model, size = inpaint.load_weights(path, where)
-    return Model(ddpm, eps_model, size, where, weights, provenance(path, 0), ways(ddpm, eps_model))
+    sharpener = sharpen.find(None, path, size, where)
+    made = provenance(path, 0, sharpener and sharpener.path)
+    return Model(ddpm, eps_model, size, where, weights, made, ways(ddpm, eps_model), sharpener)
 
 
 def ways(ddpm, eps_model):
@@ -92,7 +96,8 @@ def method_called(name, model, steps, callback=None):
     """Of those offered: `methods.find` would run any file that a visitor names."""
     if name not in model.ways:
         raise BadInput(f"the method is one of {', '.join(model.ways)}")
-    return methods.find(name, model.ddpm, model.eps_model, steps, callback=callback)
+    return methods.find(name, model.ddpm, model.eps_model, steps, callback=callback,
+                        sharpener=model.sharpener)
 
 
 # ---- a hole in a photograph --------------------------------------------------------------------
@@ -237,13 +242,18 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
     method = method_called(name, model, steps, lambda *state: watch(*state))   # made below
     size = None if method.ANY_SIZE else model.size
     planned = inpaint.plan(hole, size)
+    shown, sharpening = size, 0
+    if model.sharpener and methods.has_network(name):
+        shown, sharpening = model.sharpener.size, sharpen.calls(model.sharpener)
     total = method.CALLS * len(planned)
     watch = Watch(max(total, 1), listens)
     samples = samples if method.DRAWS else 1
     yield ("at work …", 0, watch.total, []), [], ""
     for latest in watch.during(inpaint.complete, watch.ending(method.inpaint), photograph.rgb, hole,
-                               size, samples, seed, model.device, inpaint.BATCH, planned):
-        yield (f"t = {latest[0]} of {model.ddpm.T}", watch.calls, watch.total, [latest]), [], ""
+                               shown, samples, seed, model.device, inpaint.BATCH, planned):
+        last = (watch.calls - 1) % method.CALLS >= method.CALLS - sharpening
+        doing = f"sharpening, t = {latest[0]}" if last else f"t = {latest[0]} of {model.ddpm.T}"
+        yield (doing, watch.calls, watch.total, [latest]), [], ""
     fills, views, order = watch.result
     calls = f"{total} network call{'s' * (total > 1)}" if total else "no network"
     status = f"{samples} fill{'s' * (samples > 1)}, {calls} each: {time.time() - begun:.1f} s"
@@ -320,7 +330,8 @@ SCRUB = """element.addEventListener("input", event =>
 INTO_VIEW = """() => {setTimeout(() => document.querySelector("%s")?.scrollIntoView(
     {behavior: "smooth", block: "%s"}), 300)}"""
 STOPPED = """shown => shown.replace("<p>at work …", "<p>stopped before the first call")
-    .replace("<p>t =", "<p>stopped at t =").replace("<progress></progress>", "")"""
+    .replace("<p>t =", "<p>stopped at t =").replace("<p>sharpening, t", "<p>stopped at t")
+    .replace("<progress></progress>", "")"""
 
 
 # ---- the page ----------------------------------------------------------------------------------
@@ -329,7 +340,8 @@ def knowledge(model):
     """What the network can do, in a line."""
     known = "faces, cropped as in CelebA" if model.weights == inpaint.WEIGHTS else \
         f"what {Path(model.weights).name} was trained on"
-    return (f"The network knows **{known}**, at **{model.size}×{model.size} pixels**: it paints "
+    size = model.sharpener.size if model.sharpener else model.size
+    return (f"The network knows **{known}**, at **{size}×{size} pixels**: it paints "
             "nothing else, and a larger hole is filled at that size and enlarged, so it is soft.")
 
 
@@ -353,8 +365,9 @@ def asking(gr, model):
             method = gr.Dropdown([(f"{name}: {WAYS[name]}" if name in WAYS else name, name)
                                   for name in model.ways], value=first, label="Method")
             text = gr.Markdown(model.ways[first])
+            more = f"; {sharpen.calls(model.sharpener)} to sharpen" if model.sharpener else ""
             steps = gr.Slider(1, model.ddpm.T, min(20, model.ddpm.T), step=1, label="Steps",
-                              info="levels of noise; a network call each, more for repaint")
+                              info=f"levels of noise; a network call each, more for repaint{more}")
             samples = gr.Slider(1, SAMPLES, 4, step=1, label="Samples",
                                 info="fills, each from its own noise, the most typical first")
             seed = gr.Number(0, minimum=0, maximum=10 ** 9, precision=0, label="Seed",

@@ -33,6 +33,7 @@ import data
 import inpaint
 import masks
 import methods
+import sharpen
 import train
 from baselines import patchmatch, scene_completion
 from ddpm import DDPM
@@ -50,7 +51,7 @@ STYLE = {                       # solid, dashed, dotted: three lines even withou
     "figure.constrained_layout.use": True, "savefig.bbox": "tight", "savefig.dpi": 100}
 COLOURS = "#14305c", "#999999", "#d0661a", "#5f7a94", "#000000"         # of methods.NETWORK
 CALLS = Path(__file__).parents[1] / "docs" / "calls.json"
-OURS = "unet", "adagn", "inpainting", "animation"    # they show our U-Net, or that it knows holes
+OURS = "unet", "adagn", "inpainting", "animation", "sharpened"  # of our U-Net, or it knows holes
 PANEL = 1.28                    # inches, the side of an image: 128 pixels
 T = 300                         # levels, as in the course
 SAMPLES = 20_000                # of a histogram
@@ -74,6 +75,7 @@ class Course:
 
     def __init__(self, weights=inpaint.WEIGHTS):
         self.ddpm, self.net, self.size = inpaint.load_weights(weights)
+        self.sharpener = sharpen.find(None, weights, self.size)
         self.image = torch.from_numpy(data.square(inpaint.astronaut(), self.size).copy())[None]
         self.x = data.to_float(self.image)
         self.subject = "a face" if methods.knows_hole(self.net) else "an image"
@@ -502,6 +504,27 @@ def fitted_to_drawn_faces(course, fig):
         "biharmonic": "biharmonic", "patchmatch": "PatchMatch"}, data.synthetic(2000, course.drawn))
 
 
+@figure("sharpened")
+def two_sizes(course, fig):
+    """Six holes, filled by the first network and then sharpened: the same fill in both sizes."""
+    small, size = methods.find("keep", course.ddpm, course.net), course.sharpener.size
+    large = sharpen.cascade(small.inpaint, course.sharpener)
+    photograph = torch.from_numpy(data.square(inpaint.astronaut(), size).copy())
+    images = data.to_float(torch.stack([photograph] * 3 + [*data.synthetic(3, size, seed=7)]))
+    families = 2 * ["center", "irregular", "freeform"]
+    holes = torch.cat([masks.MASKS[family](1, size, torch.Generator().manual_seed(2))
+                       for family in families])
+
+    def generators():
+        return [torch.Generator().manual_seed(k) for k in range(len(images))]
+    given = images * (1 - holes), holes
+    coarse = sharpen.coarse_fill(small.inpaint, course.size, *given, generators())
+    columns = {"to fill": grey(images, holes),
+               f"{course.size}×{course.size}, enlarged": torch.where(holes > 0, coarse, images),
+               f"sharpened: {size}×{size}": large(*given, generators()), "original": images}
+    strip(fig, [*zip(*columns.values())], columns, families)
+
+
 @figure("calls", height=5.2)
 def quality_against_calls(course, fig):
     """From docs/calls.json: runs of evaluate.py that begin with keep@20. CRPS is paired with
@@ -551,16 +574,18 @@ def write(drawn, path):
 
 
 def possible(course, names):
-    """The figures named, or all: with other people's weights, all but OURS."""
+    """The figures named, or all: with other people's weights, all but OURS; with other weights than
+    the shipped ones, which alone have a sharpener, all but what it draws."""
+    missing, why = OURS, "of our own network only"
     if methods.knows_hole(course.net):
-        return names or [*FIGURES]
-    rest = [name for name in FIGURES if name not in OURS]
-    left = [name for name in names or FIGURES if name in OURS]
+        missing, why = ["sharpened"] * (not course.sharpener), "of weights with a sharpener only"
+    rest = [name for name in FIGURES if name not in missing]
+    left = [name for name in names or FIGURES if name in missing]
     if names and left:
-        raise BadInput(f"{', '.join(left)}: of our own network only, which knows the hole; with "
-                       f"these weights one can draw {', '.join(rest)}")
+        raise BadInput(f"{', '.join(left)}: {why}; with these weights one can draw "
+                       f"{', '.join(rest)}")
     if left:
-        print(f"left out, as they are of our own network only: {', '.join(left)}", file=sys.stderr)
+        print(f"left out: {', '.join(left)}, {why}", file=sys.stderr)
     return names or rest
 
 
