@@ -456,7 +456,7 @@ def test_the_film_shows_every_step_of_the_strip_beside_its_estimate(course):
 def test_columns_hold_their_methods_fills_and_known_pixels_are_exact(
         course, monkeypatch, name, greys, drawn):
     """Every method's fill a grey of its own, the network's two a draw of its generator."""
-    def find(method, *_):
+    def find(method, *_, **__):
         def inpaint(image, hole, generator):
             (grey,) = [value for title, value in greys.items()
                        if title.startswith(method)] or [None]

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import sys
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import support.threads
@@ -469,16 +469,20 @@ def film(course, fig):
     return frames
 
 
-def compare(course, fig, picture, names, faces=None):
+def compare(course, fig, picture, names, faces=None, sharpener=None):
     """A hole of each family in the picture [1, H, W, 3] uint8, filled by the methods {name: title},
-    those that need other pictures fitted to `faces`."""
+    those that need other pictures fitted to `faces`. With a sharpener, whose size the picture has,
+    fills by the network are sharpened, and others of its size enlarged."""
     holes = torch.cat([family(1, picture.shape[1], torch.Generator().manual_seed(2))
                        for family in masks.FAMILIES.values()])
     images = picture.expand(len(holes), -1, -1, -1)
     columns = {"to fill": grey(data.to_float(images), holes)}
     for name, title in names.items():
-        method = methods.find(name, course.ddpm, course.net, min(20, course.ddpm.T))
+        method = methods.find(name, course.ddpm, course.net, min(20, course.ddpm.T),
+                              sharpener=sharpener)
         fill = method.fit(faces) if hasattr(method, "fit") else method.inpaint
+        if sharpener and not (method.ANY_SIZE or methods.has_network(name)):
+            fill = partial(sharpen.coarse_fill, fill, course.size)
         samples = 1 + (name in methods.NETWORK)
         fills = inpaint.fill(fill, images, holes, samples)
         for k in range(samples):
@@ -489,11 +493,13 @@ def compare(course, fig, picture, names, faces=None):
 
 @figure("results")
 def side_by_side(course, fig):
-    network = methods.default(course.net)
-    compare(course, fig, course.image, {
+    network, sharpener = methods.default(course.net), course.sharpener
+    size = sharpener.size if sharpener else course.size
+    picture = torch.from_numpy(data.square(inpaint.astronaut(), size).copy())[None]
+    compare(course, fig, picture, {
         network: f"diffusion ({network})", "encoder_decoder": "encoder-decoder", "glcic": "GLCIC",
         "gated_convolution": "gated convolution", "biharmonic": "biharmonic",
-        "patchmatch": "PatchMatch"})
+        "patchmatch": "PatchMatch"}, sharpener=sharpener)
 
 
 @figure("drawn")
