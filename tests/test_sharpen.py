@@ -104,6 +104,20 @@ def test_only_methods_with_the_network_are_sharpened():
     assert methods.find("keep@7", ddpm, None, sharpener=short).CALLS == 7 + 3
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_it_computes_in_bfloat16_where_the_first_network_does(bf16):
+    world, seen = sharpener_of_noise(8, 16), []
+
+    def eps_model(x, t, hole, coarse=None):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return x
+    eps_model.coarse_size = 8
+    method = methods.find("keep@2", DDPM(cosine_betas(50)), eps_model, bf16=bf16,
+                          sharpener=world._replace(eps_model=eps_model))
+    method.inpaint(torch.zeros(1, 3, 16, 16), masks.center(1, 16), None)
+    assert seen == [bf16] * method.CALLS
+
+
 def test_detail_is_what_enlarging_loses():
     x = torch.linspace(-1, 1, 16).expand(2, 3, 16, 16).clone()
     detail, coarse = sharpen.detail(x, 8)
@@ -164,13 +178,19 @@ def test_training_learns_the_detail_of_what_it_is_given():
     assert error < 0.6 * enlarged
 
 
-def test_a_sharpener_is_trained_and_used(sharpener, weights, as_user, tmp_path):
+def test_a_sharpener_is_trained_and_used(sharpener, weights, as_user, tmp_path, monkeypatch):
+    def plan(hole, size, face, plan=inpaint.plan):
+        planned.append(size)
+        return plan(hole, size, face)
+    planned = []
+    monkeypatch.setattr(inpaint, "plan", plan)
     ddpm, net, size = runs.load_sharpener(sharpener)
     assert (net.coarse_size, size, ddpm.clip) == (16, 32, False)
     given = "--weights", weights, "--sharpen", sharpener
     status, said, _ = as_user(inpaint, photograph(tmp_path / "a.png"), *given, "--samples", 2,
                               "--steps", 3, "--mask", "center")
     assert status == 0 and f"{3 + sharpen.CALLS} network calls a fill" in said
+    assert planned == [16]                                       # windows are the first network's
     digest = hashlib.sha256(sharpener.read_bytes()).hexdigest()
     assert Image.open("out/a_0.png").text["sharpener"] == digest
     hole = np.asarray(Image.open("out/a_hole.png"))
@@ -192,6 +212,19 @@ def test_scores_are_at_the_larger_size(sharpener, weights, weights_32, as_user):
                        (["--methods", "keep,glcic"], "glcic")):
         status, _, said = as_user(evaluate, *given, *more, "--out", "other")
         assert status == 2 and f"{name}: for images of 16×16, so not with --sharpen" in said
+
+
+def test_the_held_out_loss_is_of_the_detail(tmp_path):
+    seen = []
+
+    class Spy(DDPM):
+        def loss(self, eps_model, x0, *_):
+            seen.append(eps_model.keywords["coarse"] + sharpen.DETAIL * x0)
+            return x0.sum()
+    args, _ = train.parse([*TINY, "--out", str(tmp_path)])
+    net, images = UNet(32, 2, (8, 16), 1, coarse_size=16), data.synthetic(6, 32)
+    train.held_out_loss(args, Spy(cosine_betas(20)), net, images)
+    torch.testing.assert_close(torch.cat(seen), data.to_float(images))
 
 
 def stop_after_three():
