@@ -188,14 +188,14 @@ def test_a_sharpener_is_trained_and_used(sharpener, weights, as_user, tmp_path, 
     assert (net.coarse_size, size, ddpm.clip) == (16, 32, False)
     given = "--weights", weights, "--sharpen", sharpener
     status, said, _ = as_user(inpaint, photograph(tmp_path / "a.png"), *given, "--samples", 2,
-                              "--steps", 3, "--mask", "center")
+                              "--steps", 3, "--mask", "irregular")
     assert status == 0 and f"{3 + sharpen.CALLS} network calls a fill" in said
     assert planned == [16]                                       # windows are the first network's
     digest = hashlib.sha256(sharpener.read_bytes()).hexdigest()
     assert Image.open("out/a_0.png").text["sharpener"] == digest
     hole = np.asarray(Image.open("out/a_hole.png"))
     status, _, _ = as_user(inpaint, "a.png", "--weights", weights, "--method", "biharmonic",
-                           "--mask", "center", "--out", "older")
+                           "--mask", "irregular", "--out", "older")
     assert status == 0 and (np.asarray(Image.open("older/a_hole.png")) == hole).all()
     assert "sharpener" not in Image.open("older/a_0.png").text
 
