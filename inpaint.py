@@ -309,8 +309,7 @@ def main():
 
 
 def find_sharpener(args, size):
-    """The Sharpener of the network's fills, or None; args.sharpen becomes its file, or None.
-    """
+    """The Sharpener of the network's fills, or None; args.sharpen becomes its file, or None."""
     sharpener = None
     if methods.has_network(args.method):
         sharpener = sharpen.find(args.sharpen, args.weights, size, args.device)

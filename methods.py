@@ -173,18 +173,17 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None, s
         if method == "keep" and not knows_hole(eps_model):
             raise BadInput(f"{name}: these weights know no hole; methods that need no more are "
                            f"{', '.join(UNAWARE)}; the best is {default(eps_model)}")
-        settings = {"steps": steps, "callback": callback, **({} if eta is None else {"eta": eta})}
+        settings = {"callback": callback, **({} if eta is None else {"eta": eta})}
 
         def inpaint(image, hole, generator):
             with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
-                return NETWORK[method](ddpm, eps_model, image, hole, generator=generator,
-                                       **settings)
+                return NETWORK[method](ddpm, eps_model, image, hole, steps,
+                                       generator=generator, **settings)
         path = jump_path(steps, JUMP, REPEATS if method == "repaint" else 1)
         calls = sum(there < here for here, there in pairwise(path))
         cost = calls * (2 if method == "pigdm" else 1)     # its backward pass takes about as long
         if sharpener:
-            more = {} if eta is None else {"eta": eta}
-            inpaint = sharpen.cascade(inpaint, sharpener, bf16=bf16, callback=callback, **more)
+            inpaint = sharpen.cascade(inpaint, sharpener, bf16=bf16, **settings)
             calls, cost = calls + sharpen.calls(sharpener), cost + sharpen.calls(sharpener)
         return SimpleNamespace(inpaint=inpaint, DRAWS=True, CALLS=calls, COST=cost, ANY_SIZE=False)
     path = file_of(name)

@@ -52,8 +52,13 @@ def detail(x0, size, noise=0.0):
     return (x0 - coarse) / DETAIL, coarse
 
 
+def restored(detail, coarse):
+    """The image that `detail` and `coarse` are of."""
+    return coarse + DETAIL * detail
+
+
 def draw_detail(x0, hole, size, generator=None):
-    """The same for training, with noise of random strength in the hole. It stands for the errors in
+    """`detail` for training, with noise of random strength in the hole. It stands for the errors in
     a first network's fills, so that the sharpener learns not to trust them ("conditioning
     augmentation": Ho et al. 2022, section 3). Under torchrun, x0 and hole are this process's share;
     the noise is drawn for the whole batch."""
@@ -95,11 +100,11 @@ def cascade(first, sharpener, eta=1.0, bf16=False, callback=None):
         coarse = coarse_fill(first, eps_model.coarse_size, image, hole, generator)
 
         def as_images(t, x, x0):
-            callback(t, coarse + DETAIL * x, coarse + DETAIL * x0)
+            callback(t, restored(x, coarse), restored(x0, coarse))
         with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
             drawn = ddpm.sample(partial(eps_model, coarse=coarse), (image - coarse) / DETAIL, hole,
                                 calls(sharpener), eta, generator, as_images if callback else None)
-        return torch.where(hole > 0, (coarse + DETAIL * drawn).clamp(-1, 1), image)
+        return torch.where(hole > 0, restored(drawn, coarse).clamp(-1, 1), image)
     return inpaint
 
 

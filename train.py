@@ -205,7 +205,7 @@ def draw_samples(args, ddpm, ema, images):
         _, coarse = sharpen.detail(x0, args.coarse)
     x = ddpm.sample(given(ema, coarse), blank, hole, min(20, ddpm.T), 0.0,
                     torch.Generator().manual_seed(0))
-    x = coarse + sharpen.DETAIL * x if args.coarse else x
+    x = sharpen.restored(x, coarse) if args.coarse else x
     rows = data.to_uint8(x).reshape(2, 8, size, size, 3).transpose(1, 2)
     grid = Image.fromarray(rows.reshape(2 * size, 8 * size, 3).cpu().numpy())
     write_png(grid, Path(args.out) / "samples.png", runs.made_with(args))

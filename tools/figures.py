@@ -76,8 +76,7 @@ class Course:
     def __init__(self, weights=inpaint.WEIGHTS):
         self.ddpm, self.net, self.size = inpaint.load_weights(weights)
         self.sharpener = sharpen.find(None, weights, self.size)
-        self.image = torch.from_numpy(data.square(inpaint.astronaut(), self.size).copy())[None]
-        self.x = data.to_float(self.image)
+        self.x = data.to_float(astronaut(self.size)[None])
         self.subject = "a face" if methods.knows_hole(self.net) else "an image"
         self.drawn = min(self.size, 64)      # side of drawn faces, where no network sees them
         self.noise = torch.randn(self.x.shape, generator=torch.Generator().manual_seed(0))
@@ -88,6 +87,11 @@ class Course:
         """`reverse` in a hole of the photograph, for the strip and the film."""
         hole = masks.irregular(1, self.size, torch.Generator().manual_seed(0))
         return reverse(self.ddpm, self.net, self.x, hole)
+
+
+def astronaut(size):
+    """The photograph, uint8 [size, size, 3]."""
+    return torch.from_numpy(data.square(inpaint.astronaut(), size).copy())
 
 
 def gallery(ax, rows, titles=(), labels=()):
@@ -495,8 +499,7 @@ def compare(course, fig, picture, names, faces=None, sharpener=None):
 def side_by_side(course, fig):
     network, sharpener = methods.default(course.net), course.sharpener
     size = sharpener.size if sharpener else course.size
-    picture = torch.from_numpy(data.square(inpaint.astronaut(), size).copy())[None]
-    compare(course, fig, picture, {
+    compare(course, fig, astronaut(size)[None], {
         network: f"diffusion ({network})", "encoder_decoder": "encoder-decoder", "glcic": "GLCIC",
         "gated_convolution": "gated convolution", "biharmonic": "biharmonic",
         "patchmatch": "PatchMatch"}, sharpener=sharpener)
@@ -515,8 +518,8 @@ def two_sizes(course, fig):
     """Six holes, filled by the first network and then sharpened: the same fill in both sizes."""
     small, size = methods.find("keep", course.ddpm, course.net), course.sharpener.size
     large = sharpen.cascade(small.inpaint, course.sharpener)
-    photograph = torch.from_numpy(data.square(inpaint.astronaut(), size).copy())
-    images = data.to_float(torch.stack([photograph] * 3 + [*data.synthetic(3, size, seed=7)]))
+    images = data.to_float(torch.cat([astronaut(size).repeat(3, 1, 1, 1),
+                                      data.synthetic(3, size, seed=7)]))
     families = 2 * ["center", "irregular", "freeform"]
     holes = torch.cat([masks.MASKS[family](1, size, torch.Generator().manual_seed(2))
                        for family in families])
