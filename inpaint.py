@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 import data
+import faces
 import masks
 import methods
 import sharpen
@@ -38,6 +40,9 @@ from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
 OWN = 512         # pixels, the side from which on a method of any size works on a reduced window
+ROUGH = 10        # calls of a fill in which only the face is looked for
+SMOOTHED = 128    # pixels, the side to which a hole's surroundings are reduced to smooth it over
+CLOSE = 0.6       # of a square photograph's side: one with a larger face is seen whole
 SHOWN = 6         # windows at most in STEM.png, each in panels of
 PANEL = 256       # pixels or, if it is larger, its own size
 
@@ -136,11 +141,51 @@ def typical_first(views, samples):
     return far.argsort(stable=True)
 
 
-def plan(hole, size=None, face=None):
-    """The windows in which `complete` fills a hole, as from windows.plan."""
+def plan(hole, size=None, face=None, found=()):
+    """The windows in which `complete` fills a hole, as from windows.plan. face is (left, top, side)
+    of the face's square, or None: where CelebA has it, else one of those that `find_faces` found,
+    else all of a square photograph."""
     if size is None:
         return windows.plan(hole, OWN)
-    return windows.plan(hole, size, face or windows.face_in(*hole.shape[1:]))
+    face = face or windows.face_in(*hole.shape[1:])
+    return windows.plan(hole, size, [*found, face] if face else found)
+
+
+def find_faces(photograph, hole, size, rough=None):
+    """[(left, top, side), …], the smallest first: the faces (faces.py) whose squares hold a part of
+    the hole. They are looked for with the hole smoothed over and, if none is found and one window
+    is enough for the hole, in rough(photograph, hole), a photograph. None is smaller than the
+    network's images, of `size`. In CelebA's photographs, whose windows are known, none is
+    looked for, and a square photograph that is nearly all face has none that would be better.
+    """
+    height, width = hole.shape[1:]
+    if not hole.any() or (width, height) == data.ALIGNED:
+        return []
+    box, general = faces.surroundings(hole), windows.plan(hole, size)
+    for draw in (smooth, rough) if rough and len(general) == 1 else (smooth,):
+        found = [face for face in faces.find(draw(photograph, hole), box)
+                 if size <= face[2] and windows.plan(hole, size, [face]) != general]
+        if found:
+            close = width == height and found[-1][2] > CLOSE * width
+            return [] if close else found
+    return []
+
+
+def smooth(photograph, hole):
+    """The photograph with the smoothest surface in its hole, computed on reduced surroundings."""
+    from baselines import biharmonic  # 0.4 s, and seldom needed
+
+    window = faces.surroundings(hole), windows.bounds(hole[0].numpy() > 0)
+    return complete(biharmonic.inpaint, photograph, hole, SMOOTHED, 1, planned=[window])[0][0]
+
+
+def face_finder(ddpm, eps_model, size, device="cpu"):
+    """`find_faces` as a function of photograph and hole; a rough fill is one in few calls."""
+    method = methods.find(methods.default(eps_model), ddpm, eps_model, min(ROUGH, ddpm.T))
+
+    def rough(photograph, hole):
+        return complete(method.inpaint, photograph, hole, size, 1, device=device)[0][0]
+    return partial(find_faces, size=size, rough=rough)
 
 
 def astronaut():
@@ -241,7 +286,10 @@ def parse():
     add("--grow", type=int, default=0, metavar="PIXELS", help="widen every hole, so that no rim of "
         "what it is to remove is left")
     add("--face", type=int, nargs=3, metavar=("LEFT", "TOP", "SIDE"), help="the square, in pixels, "
-        "that shows the face as CelebA does: eyes at half its height, 0.28 of its width apart")
+        "that shows the face as CelebA does: eyes at half its height, 0.28 of its width apart; "
+        "default: where one is found")
+    add("--find-faces", action=argparse.BooleanOptionalAction, help="look for the faces that have "
+        "a hole, 0.5 to 1 s a photograph; default: unless the weights are other people's")
     add("--method", help=", ".join(methods.METHODS) + ", or a file of your own; default: keep, or "
         "pigdm with weights that know no hole")
     add("--train", nargs="+", metavar="PATH", help="training images, for a method that learns from "
@@ -293,11 +341,15 @@ def main():
     jobs = read_each(photographs, holes, failed)
     jobs = jobs if len(photographs) > 1 else [*jobs]              # a mistake is told at once
     begun, count, size = time.time(), 0, None if method.ANY_SIZE else size
+    look = methods.knows_hole(eps_model) if args.find_faces is None else args.find_faces
+    known = args.face or not args.images                     # the astronaut's, too
+    seek = None if known or not look or size is None else face_finder(ddpm, eps_model, size,
+                                                                      args.device)
     shown = sharpener.size if sharpener else size
     with lock_folder(args.out), tqdm(total=len(photographs) * calls(method, samples, args.batch),
                                      desc="inpainting", unit=" calls") as bar:
         for count, job in enumerate(jobs, 1):
-            fill_one(args, method, size, shown, samples, bar, *job)
+            fill_one(args, method, size, shown, seek, samples, bar, *job)
     holes.report_unused()
     done = len(photographs) - len(failed)
     print(f"{done} image{'s' * (done != 1)}{f', {count} holes' * (count != done)} × {samples} "
@@ -324,11 +376,14 @@ def calls(method, samples, batch):
     return -(-samples // batch) * max(method.CALLS, 1)
 
 
-def fill_one(args, method, size, shown, samples, bar, name, photograph, hole):
+def fill_one(args, method, size, shown, seek, samples, bar, name, photograph, hole):
     """Fill a photograph's hole and write the results, moving the bar along. Windows are planned for
     a network of `size`, and the method is shown them at the size `shown`: a sharpener's is larger.
+    seek(photograph, hole) finds faces.
     """
-    planned, done, one = plan(hole, size, args.face), bar.n, calls(method, samples, args.batch)
+    found = seek(photograph.rgb, hole) if seek else ()
+    planned, done, one = (plan(hole, size, args.face, found), bar.n,
+                          calls(method, samples, args.batch))
     work = one * max(1, len(planned))
     bar.total = max(bar.total + work - one, done + work)          # a photograph may have more holes
     fills, views, _ = complete(method.inpaint, photograph.rgb, hole, shown, samples, args.seed,

@@ -2,15 +2,15 @@
 return to the photograph.
 
 A photograph is larger than the network's image, so the network sees a square of it, reduced. It
-fills best if a face is placed as in training: in CelebA's photographs its place is known, a square
-photograph is taken for a face, and in any other the user can say where it is. Otherwise the window
-is a few times as wide as the hole. Holes that lie apart get windows of their own; one too thin to
-be seen in such a window, such as a scratch, is covered by several, one after the other, each of
-which sees what those before it drew.
+fills best if a face is placed as in training, so a hole on a face is seen in the face's own window
+(faces.py). Any other window is a few times as wide as the hole. Holes that lie apart get windows of
+their own; one too thin to be seen in such a window, such as a scratch, is covered by several, one
+after the other, each of which sees what those before it drew.
 
 A box is (top, left, height, width), in pixels of the photograph; it may reach beyond the edges.
 """
 import bisect
+import math
 
 import numpy as np
 import torch
@@ -20,26 +20,47 @@ import data
 
 CONTEXT = 3         # the side of a window, in extents of its part of the hole
 FINEST = 10         # a face's window serves holes of at least a tenth of its side
+GROWN = 1.25        # and may grow by a quarter for one that sticks out
 THINNEST = 3        # pixels, the least thickness of a hole in the network's image
 
 
-def plan(hole, size, face=None):
+def plan(hole, size, faces=()):
     """The windows that fill a hole [1, H, W], in their order: a list of (box, cell).
 
     The network, of `size`, is shown the box, a square; what it draws in the hole is pasted in the
     cell, a box within it. The cells cover the hole. No window is smaller than the network's image,
     unless the photograph is.
 
-    face  (left, top, side) of the square that shows a face as the network knows them, if known
+    faces  [(left, top, side), …]: squares that show a face as the network knows them; a part of the
+           hole belongs to the first that holds it, enlarged up to GROWN times, and is not too large
+           for it
     """
     found = hole[0].numpy() > 0
-    parts = [*apart(found, size // 2)]
-    if face:
-        box = face[1], face[0], face[2], face[2]
-        finest = [min(FINEST * max(part[2:]), largest(found, part, size)) for part in parts]
-        if parts and inside(bounds(found), box) and face[2] <= max(size, min(finest)):
-            return [(box, bounds(found))]
-    return [window for part in parts for window in cover(found, part, size)]
+    parts, planned = [*apart(found, size // 2)], []
+    for face in faces:
+        held = [part for part in parts if suits(found, part, size, face)]
+        if held:
+            cell = union(held)
+            planned.append((grown(face, cell), cell))
+            parts = [part for part in parts if part not in held]
+    return planned + [window for part in parts for window in cover(found, part, size)]
+
+
+def suits(found, part, size, face):
+    """Whether a part of the hole is seen well in a face's window: it may stick out a little, and
+    must be neither much smaller nor too thin."""
+    side = grown(face, part)[2]
+    return side <= GROWN * face[2] and side <= max(size, min(FINEST * max(part[2:]),
+                                                             largest(found, part, size)))
+
+
+def grown(face, part):
+    """The box of a face, (left, top, side), enlarged about its middle until it holds a part."""
+    left, top, side = face
+    half = max(side / 2, *(max(middle - low, low + extent - middle) for middle, low, extent in (
+        (top + side / 2, part[0], part[2]), (left + side / 2, part[1], part[3]))))
+    side, more = math.ceil(2 * half), half - side / 2
+    return math.floor(top - more), math.floor(left - more), side, side
 
 
 def face_in(height, width):
@@ -61,6 +82,13 @@ def bounds(found):
 def inside(box, other):
     return all(other[i] <= box[i] and box[i] + box[i + 2] <= other[i] + other[i + 2]
                for i in (0, 1))
+
+
+def union(boxes):
+    """The smallest box around boxes."""
+    tops, lefts, heights, widths = np.array(boxes).T
+    top, left = int(tops.min()), int(lefts.min())
+    return top, left, int((tops + heights).max()) - top, int((lefts + widths).max()) - left
 
 
 def crop(array, box):

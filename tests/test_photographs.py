@@ -4,6 +4,7 @@ import weakref
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
@@ -251,3 +252,21 @@ def test_the_network_is_shown_the_face_that_the_user_points_at(command, tmp_path
     assert abs(sheet[::scale, :SIZE * scale:scale].astype(int) - given).mean() < 2
     status, _, said = command(path, "--mask", "center", "--face", 70, 30, 0)
     assert status == 2 and "--face" in said
+
+
+def test_the_network_is_shown_the_face_that_is_found(command, tmp_path):
+    two = np.concatenate([skimage.data.astronaut()] * 2, axis=1)
+    Image.fromarray(two).save(tmp_path / "a.png")
+    mask_file(tmp_path / "m" / "mask.png", 1024, 512, (717, 130, 767, 154))        # the right mouth
+    given = tmp_path / "a.png", "--mask", tmp_path / "m" / "mask.png"
+    found, *_ = inpaint.find_faces(torch.from_numpy(two), torch.from_numpy(
+        np.asarray(opened(given[2]))[None] > 0).float(), SIZE)
+    assert 640 < found[0] < 680 and 120 < found[2] < 160
+    for flags, square in (((), found), (["--no-find-faces"], (667, 67, 150))):
+        command(*given, *flags)
+        sheet = np.asarray(opened("out/a.png"))[22:]
+        left, top, side = square
+        seen = np.asarray(Image.fromarray(two).crop((left, top, left + side, top + side)).resize(
+            (SIZE, SIZE), Image.BICUBIC))
+        scale = len(sheet) // SIZE
+        assert abs(sheet[::scale, :SIZE * scale:scale].astype(int) - seen).mean() < 3

@@ -179,9 +179,9 @@ def test_training_learns_the_detail_of_what_it_is_given():
 
 
 def test_a_sharpener_is_trained_and_used(sharpener, weights, as_user, tmp_path, monkeypatch):
-    def plan(hole, size, face, plan=inpaint.plan):
+    def plan(hole, size, *rest, plan=inpaint.plan):
         planned.append(size)
-        return plan(hole, size, face)
+        return plan(hole, size, *rest)
     planned = []
     monkeypatch.setattr(inpaint, "plan", plan)
     ddpm, net, size = runs.load_sharpener(sharpener)

@@ -241,7 +241,11 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
     hole = painted(drawn, photograph.size)
     method = method_called(name, model, steps, lambda *state: watch(*state))   # made below
     size = None if method.ANY_SIZE else model.size
-    planned = inpaint.plan(hole, size)
+    found = ()
+    if path and size and methods.knows_hole(model.eps_model):          # as inpaint.py, by default
+        yield ("looking for faces …", 0, 1, []), [], ""
+        found = inpaint.face_finder(*model[:4])(photograph.rgb, hole)
+    planned = inpaint.plan(hole, size, found=found)
     shown, sharpening = size, 0
     if model.sharpener and methods.has_network(name):
         shown, sharpening = model.sharpener.size, sharpen.calls(model.sharpener)
