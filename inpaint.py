@@ -40,7 +40,7 @@ from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
 OWN = 512         # pixels, the side from which on a method of any size works on a reduced window
-ROUGH = 10        # calls of a fill in which only the face is looked for
+ROUGH = 3, 5      # fills in which only a face is looked for, and the calls of each
 SMOOTHED = 128    # pixels, the side to which a hole's surroundings are reduced to smooth it over
 CLOSE = 0.6       # of a square photograph's side: one with a larger face is seen whole
 SHOWN = 6         # windows at most in STEM.png, each in panels of
@@ -152,39 +152,42 @@ def plan(hole, size=None, face=None, found=()):
 
 
 def find_faces(photograph, hole, size, rough=None):
-    """[(left, top, side), …], the smallest first: the faces (faces.py) whose squares hold a part of
-    the hole. They are looked for with the hole smoothed over and, if none is found and one window
-    is enough for the hole, in rough(photograph, hole), a photograph. None is smaller than the
-    network's images, of `size`. In CelebA's photographs, whose windows are known, none is
-    looked for, and a square photograph that is nearly all face has none that would be better.
+    """[(left, top, side), …]: the faces (faces.py) whose squares hold a part of the hole, the most
+    certain first. They are looked for with the hole smoothed over and, if one window is enough for
+    it, in the photographs rough(photograph, hole); most certain is the one that most others
+    overlap. None is smaller than the network's images, of `size`. In CelebA's photographs, whose
+    windows are known, none is looked for; a square photograph that is nearly all face has none.
     """
     height, width = hole.shape[1:]
     if not hole.any() or (width, height) == data.ALIGNED:
         return []
     box, general = faces.surroundings(hole), windows.plan(hole, size)
-    for draw in (smooth, rough) if rough and len(general) == 1 else (smooth,):
-        found = [face for face in faces.find(draw(photograph, hole), box)
-                 if size <= face[2] and windows.plan(hole, size, [face]) != general]
-        if found:
-            close = width == height and found[-1][2] > CLOSE * width
-            return [] if close else found
-    return []
+    seen = [smooth(photograph, hole)]
+    if rough and len(general) == 1:
+        seen.extend(rough(photograph, hole))
+    found = [face for each in seen for face in faces.find(each, box)
+             if face[2] >= size and windows.plan(hole, size, [face]) != general]
+    found = sorted(found, key=lambda face: -sum(faces.overlap(face, other) for other in found))
+    return [] if found and width == height and found[0][2] > CLOSE * width else found
 
 
 def smooth(photograph, hole):
     """The photograph with the smoothest surface in its hole, computed on reduced surroundings."""
-    from baselines import biharmonic  # 0.4 s, and seldom needed
+    from baselines import biharmonic  # 0.1 s, and seldom needed
 
     window = faces.surroundings(hole), windows.bounds(hole[0].numpy() > 0)
     return complete(biharmonic.inpaint, photograph, hole, SMOOTHED, 1, planned=[window])[0][0]
 
 
 def face_finder(ddpm, eps_model, size, device="cpu"):
-    """`find_faces` as a function of photograph and hole; a rough fill is one in few calls."""
-    method = methods.find(methods.default(eps_model), ddpm, eps_model, min(ROUGH, ddpm.T))
+    """`find_faces` as a function of photograph and hole; in few calls, the network makes a few
+    rough fills."""
+    method = methods.find(methods.default(eps_model), ddpm, eps_model, min(ROUGH[1], ddpm.T))
 
     def rough(photograph, hole):
-        return complete(method.inpaint, photograph, hole, size, 1, device=device)[0][0]
+        planned = windows.plan(hole, size)                  # not all of a square photograph
+        return complete(method.inpaint, photograph, hole, size, ROUGH[0], device=device,
+                        planned=planned)[0]
     return partial(find_faces, size=size, rough=rough)
 
 
@@ -289,7 +292,7 @@ def parse():
         "that shows the face as CelebA does: eyes at half its height, 0.28 of its width apart; "
         "default: where one is found")
     add("--find-faces", action=argparse.BooleanOptionalAction, help="look for the faces that have "
-        "a hole, 0.5 to 1 s a photograph; default: unless the weights are other people's")
+        "a hole, 1 to 2 s a photograph; default: unless the weights are other people's")
     add("--method", help=", ".join(methods.METHODS) + ", or a file of your own; default: keep, or "
         "pigdm with weights that know no hole")
     add("--train", nargs="+", metavar="PATH", help="training images, for a method that learns from "

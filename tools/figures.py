@@ -20,6 +20,8 @@ from pathlib import Path
 import support.threads
 
 import matplotlib
+import numpy as np
+import skimage.data
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -35,6 +37,7 @@ import masks
 import methods
 import sharpen
 import train
+import windows
 from baselines import patchmatch, scene_completion
 from ddpm import DDPM
 from schedules import SCHEDULES, cosine_betas, linear_betas
@@ -109,11 +112,11 @@ def gallery(ax, rows, titles=(), labels=()):
     return sheet.shape[2], sheet.shape[1]
 
 
-def strip(fig, rows, titles=(), labels=(), title=None):
-    """A figure that is one gallery, every image PANEL inches wide."""
+def strip(fig, rows, titles=(), labels=(), title=None, panel=PANEL):
+    """A figure that is one gallery, every image `panel` inches wide."""
     fig.set_layout_engine("none")
     ax = fig.add_axes((0, 0, 1, 1))
-    fig.set_size_inches([side * PANEL / rows[0][0].shape[2]
+    fig.set_size_inches([side * panel / rows[0][0].shape[2]
                          for side in gallery(ax, rows, titles, labels)])
     ax.set_title(title, pad=8)
 
@@ -532,6 +535,29 @@ def two_sizes(course, fig):
                f"{course.size}×{course.size}, enlarged": torch.where(holes > 0, coarse, images),
                f"sharpened: {size}×{size}": large(*given, generators()), "original": images}
     strip(fig, [*zip(*columns.values())], columns, families)
+
+
+@figure("windows", height=2.6)
+def a_face_in_a_photograph(course, fig):
+    """One hole, filled through a window three times as wide, and through that of the face found."""
+    photograph, hole = torch.from_numpy(skimage.data.astronaut()), torch.zeros(1, 512, 512)
+    hole[:, 60:150, 205:225] = 1
+    method = methods.find(methods.default(course.net), course.ddpm, course.net,
+                          min(20, course.ddpm.T), sharpener=course.sharpener)
+    size = course.sharpener.size if course.sharpener else course.size
+    found = inpaint.face_finder(course.ddpm, course.net, course.size)(photograph, hole)
+    panels = {"to fill": torch.where(hole[0, :, :, None] > 0, 128, photograph).byte()}
+    for title, faces in (("window: 3 × the hole", ()), ("window: the face found", found)):
+        planned = windows.plan(hole, course.size, faces)
+        fills, _, _ = inpaint.complete(method.inpaint, photograph, hole, size, 1, planned=planned)
+        (top, left, side, _), _ = planned[0]
+        picture = Image.fromarray(fills[0].numpy())
+        ImageDraw.Draw(picture).rectangle((left, top, left + side, top + side), outline="white",
+                                          width=3)
+        panels[title] = torch.from_numpy(np.array(picture))
+    panels["original"] = photograph
+    strip(fig, [data.to_float(torch.stack([*panels.values()])[:, :256, 80:336])], panels,
+          panel=2 * PANEL)
 
 
 @figure("calls", height=5.2)
