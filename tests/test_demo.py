@@ -147,6 +147,20 @@ def test_the_command_that_is_shown_makes_the_same_files(fill, weights, as_user, 
         assert len(ours.text["weights"]) == 64
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_faces_are_looked_for_in_a_photograph_of_ones_own(fill, own, monkeypatch, tmp_path):
+    def plan(hole, size, found, plan=inpaint.plan):
+        seen.append(found)
+        return plan(hole, size, found=found)
+    seen, faces = [], [(20, 10, 60)]
+    monkeypatch.setattr(inpaint, "face_finder", lambda *_: lambda photograph, hole: faces)
+    monkeypatch.setattr(inpaint, "plan", plan)
+    states = [state[0] for state, *_ in fill(photograph(tmp_path / "a.png", 150, 100) if own
+                                             else None, "center")]
+    assert seen == ([faces] if own else [()])
+    assert (states[0] == "looking for faces …") == own
+
+
 def test_known_pixels_are_the_photographs_and_the_hole_is_new(fill, tmp_path):
     path = photograph(tmp_path / "a.png", 150, 100)
     *_, (_, pictures, _) = fill(path, "random")
