@@ -1,18 +1,41 @@
 """Where the faces are in a photograph, so that the network sees them placed as in training.
 
-The detector comes with scikit-image: a cascade of ever finer tests (Viola and Jones 2001) on local
-binary patterns (Liao et al. 2007), at every place and size. It knows upright faces, seen from the
-front, and can do without a cheek, but not without the eyes, so `inpaint.find_faces` fills the hole
-first, roughly. docs/choices.md has its hits, and what they are worth.
-"""
-import torch
+    python faces.py --data PATH/TO/celeba      # fit weights/celeba64.faces.pt, in minutes
 
+First comes scikit-image's detector: a cascade of ever finer tests (Viola and Jones 2001) on local
+binary patterns (Liao et al. 2007), at every place and size, for upright faces seen from the front.
+A hole hinders it, and its squares are rough. Then the network itself moves the window: shown one
+with noise in its hole, the middle of the U-Net tells, by a linear function, how far CelebA's window
+is. That is fitted on windows that were displaced at random, by ridge regression:
+
+    (dx, dy, log scale) = W · middle + b
+
+docs/choices.md has its precision, and what it is worth.
+"""
+import argparse
+from collections import namedtuple
+from pathlib import Path
+
+import support.threads
+
+import torch
+from tqdm import tqdm
+
+import data
+import masks
 import windows
+from support.cli import BadInput, check_range, run
+from support.files import content, read_tensors, reading, write_tensors
+from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 SEEN = 512          # pixels, the side of the square that the detector is shown
 LEAST = 48          # pixels, the smallest face there, from the brows to the chin
 SIDE = 1.35         # of CelebA's window around a face, in sides of the square detected, and
 RISE = 0.15         # how much higher its middle is: medians over 150 validation photographs
+SPREAD = 0.06, 0.06, 0.12       # deviations of the displacements to learn from: dx, dy, log scale
+ROUNDS, COPIES = 5, 8           # windows are moved so often, by the mean of so many near ones
+
+Readout = namedtuple("Readout", "ddpm eps_model size W b")
 
 
 def surroundings(hole):
@@ -21,7 +44,7 @@ def surroundings(hole):
     return windows.around(part, hole.shape[1:], (windows.FINEST + 1) * max(part[2:]))
 
 
-def find(photograph, box):
+def detect(photograph, box):
     """[(left, top, side), …], the smallest first: CelebA's windows of the faces in a box of the
     photograph, uint8 [H, W, 3]."""
     from skimage.data import lbp_frontal_face_cascade_filename
@@ -48,3 +71,180 @@ def overlap(one, other):
     width, height = (max(0, min(one[i] + one[2], other[i] + other[2]) - max(one[i], other[i]))
                      for i in (0, 1))
     return width * height / (one[2] ** 2 + other[2] ** 2 - width * height)
+
+
+def distinct(squares):
+    """Of squares that overlap, only the one that most others overlap; it comes first."""
+    left, kept = sorted(squares, key=lambda one: -sum(overlap(one, other) for other in squares)), []
+    for square in left:
+        if all(overlap(square, other) < 0.3 for other in kept):
+            kept.append(square)
+    return kept
+
+
+# ---- the network's own opinion -----------------------------------------------------------------
+
+def align(readout, photograph, hole, face, generator=None):
+    """(left, top, side) of CelebA's window near that of a face, in a photograph, uint8 [H, W, 3],
+    with a hole [1, H, W]: in each of ROUNDS, COPIES windows displaced at random around the last say
+    where it is, and their mean is the next."""
+    generator = generator or torch.Generator().manual_seed(0)
+    face = torch.tensor([face[0] + face[2] / 2, face[1] + face[2] / 2, face[2]])      # x, y, side
+    for _ in range(ROUNDS):
+        near = displaced(face, -0.5 * displacements(COPIES, generator))
+        told = tell(readout, photograph[None], hole[None], near, [0] * COPIES, generator)
+        near = displaced(near, told)
+        face = torch.cat([near[:, :2].mean(dim=0), near[:, 2].log().mean()[None].exp()])
+    x, y, side = face.tolist()
+    return round(x - side / 2), round(y - side / 2), round(side)
+
+
+def displacements(number, generator):
+    """(dx, dy, log scale), [number, 3], in sides of the window."""
+    return torch.randn(number, 3, generator=generator) * torch.tensor(SPREAD)
+
+
+def displaced(squares, by):
+    """Squares (x, y, side) [..., 3], moved by (dx, dy) of their sides, and scaled."""
+    x, y, side = squares.unbind(-1)
+    dx, dy, scale = by.unbind(-1)
+    return torch.stack([x + dx * side, y + dy * side, side * scale.exp()], dim=-1)
+
+
+def tell(readout, photographs, holes, squares, which, generator):
+    """The displacements [N, 3] of CelebA's windows from squares (x, y, side) [N, 3] of the
+    photographs `which`; every second one is seen in the mirror."""
+    images, parts = look(photographs, holes, squares, which, readout.size)
+    signs = torch.tensor([1 - 2 * (i % 2) for i in range(len(squares))])
+    told = middle(readout, *mirrored(images, parts, signs), generator) @ readout.W + readout.b
+    return torch.stack([told[:, 0] * signs, *told[:, 1:].T], dim=1)
+
+
+def look(photographs, holes, squares, which, size):
+    """What the network would be shown of squares: images [N, 3, size, size], holes."""
+    seen = []
+    for (x, y, side), i in zip(squares.tolist(), which):
+        side = max(1, round(side))
+        box = round(y - side / 2), round(x - side / 2), side, side
+        seen.append(windows.shrink(photographs[i], holes[i], box, (size, size)))
+    images, parts = zip(*seen)
+    return data.to_float(torch.stack(images)), torch.stack(parts)
+
+
+def mirrored(images, parts, signs):
+    flip = signs[:, None, None, None] < 0
+    return [torch.where(flip, x.flip(3), x) for x in (images, parts)]
+
+
+class Seen(Exception):
+    """The middle of the U-Net, raised as soon as it is there: the way up is not needed."""
+
+
+@torch.no_grad()
+def middle(readout, images, parts, generator):
+    """The middle of the U-Net, [N, d], shown images with noise in their holes, as sampling begins.
+    """
+    def stop(layer, given, out):
+        raise Seen(out)
+    where = next(readout.eps_model.parameters()).device
+    x = torch.where(parts > 0, torch.randn(images.shape, generator=generator), images).to(where)
+    t = torch.full((len(x),), readout.ddpm.T - 1, device=where)
+    with readout.eps_model.middle[-1].register_forward_hook(stop):
+        try:
+            readout.eps_model(x, t, parts.to(where))
+        except Seen as seen:
+            return seen.args[0].flatten(1).cpu()
+
+
+# ---- its fit -----------------------------------------------------------------------------------
+
+def beside(weights):
+    """The file of the Readout that belongs to weights: celeba64.pt's is celeba64.faces.pt."""
+    weights = Path(weights)
+    return weights.parent / f"{weights.stem}.faces.pt"
+
+
+def load(weights, ddpm, eps_model, size):
+    """The Readout of a network, whose weights are this file; None without one."""
+    path = beside(weights)
+    if not path.is_file():
+        return None
+    with reading(path, "what faces.py writes", "no such file"):
+        saved = read_tensors(path)
+        W, b, made_for = saved["W"].float(), saved["b"].float(), saved["weights"]
+        if W.ndim != 2 or W.shape[1] != 3 or b.shape != (3,) or not torch.isfinite(W).all():
+            raise ValueError("not a readout")
+    if made_for != content(weights).hex():
+        raise BadInput(f"{path} was made for other weights: delete it, or make it anew with "
+                       f"python faces.py --weights {weights}")
+    return Readout(ddpm, eps_model, size, W, b)
+
+
+def examples(readout, photographs, copies, generator):
+    """(middle [n, d], displacements [n, 3]) of windows around the faces of CelebA's photographs,
+    uint8 [N, 178, 178, 3], with holes of all families, `copies` of each."""
+    left, top, side = data.CROPS["centre140"]
+    true = torch.tensor([left + side / 2, top - data.CROPS["centre178"][1] + side / 2, side])
+    no_holes, middles, targets = torch.zeros(1, 1, *photographs.shape[1:3]), [], []
+    for block in tqdm(photographs.split(8), "looking", unit=" × 8 photographs"):
+        n = len(block) * copies
+        squares = displaced(true, displacements(n, generator))
+        targets.append(torch.stack([*((true[:2] - squares[:, :2]) / squares[:, 2:]).T,
+                                    (true[2] / squares[:, 2]).log()], dim=1))
+        images, outside = look(block, no_holes.expand(len(block), -1, -1, -1), squares,
+                               [i // copies for i in range(n)], readout.size)
+        holes = masks.mixture(n, readout.size, generator)
+        holes = torch.maximum(torch.where(holes.amin(dim=(1, 2, 3), keepdim=True) > 0, 0, holes),
+                              outside)                       # where all would be hole, nothing is
+        middles.append(middle(readout, images, holes, generator).half())
+    return torch.cat(middles), torch.cat(targets)
+
+
+def ridge(X, Y):
+    """W [d, 3], b [3] of Y = X W + b, by ridge regression on standardized X [n, d]."""
+    mean, scale, target = X.float().mean(dim=0), X.float().std(dim=0) + 0.05, Y.mean(dim=0)
+    Z = ((X.float() - mean) / scale).double()
+    gram = Z @ Z.T
+    gram.diagonal().add_(gram.diagonal().mean())
+    W = (Z.T @ torch.linalg.solve(gram, (Y - target).double())).float() / scale[:, None]
+    return W, target - mean @ W
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--data", nargs="+", required=True, metavar="PATH",
+        help="CelebA's aligned photographs, uncropped: as for train.py")
+    add("--weights", default=WEIGHTS, help=WEIGHTS_HELP)
+    add("--limit", type=int, default=500, help="photographs to learn from")
+    add("--copies", type=int, default=12, help="windows of each")
+    add("--seed", type=int, default=0, help="of windows, holes and noise")
+    add("--cache", default="cache", help="folder for decoded images")
+    args = parser.parse_args()
+    check_range(args, 1, 10 ** 6, "limit", "copies")
+    check_range(args, 0, 10 ** 9, "seed")
+    return args
+
+
+def main():
+    args = parse()
+    ddpm, eps_model, size = load_weights(args.weights)
+    if not hasattr(eps_model, "middle"):
+        raise BadInput(f"--weights {args.weights}: not a network of train.py's")
+    generator = torch.Generator().manual_seed(args.seed)
+    blank, sets = Readout(ddpm, eps_model, size, None, None), []
+    for split in ("train", "val"):
+        photographs = data.load(args.data, split, 178, "centre178", args.limit, args.cache)
+        sets.append(examples(blank, photographs, args.copies if split == "train" else 3, generator))
+    W, b = ridge(*sets[0])
+    write_tensors(beside(args.weights), {"W": W.half(), "b": b,
+                                         "weights": content(args.weights).hex()})
+    X, Y = sets[1]
+    left = (X.float() @ W.half().float() + b - Y).std(dim=0)
+    print("validation, deviations of dx, dy, log scale: " + ", ".join(
+        f"{before:.3f} → {after:.3f}" for before, after in zip(Y.std(dim=0), left))
+          + f": {beside(args.weights)}")
+
+
+if __name__ == "__main__":
+    run(main, memory="--limit or --copies")

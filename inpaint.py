@@ -40,7 +40,6 @@ from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
 OWN = 512         # pixels, the side from which on a method of any size works on a reduced window
-ROUGH = 3, 5      # fills in which only a face is looked for, and the calls of each
 SMOOTHED = 128    # pixels, the side to which a hole's surroundings are reduced to smooth it over
 CLOSE = 0.6       # of a square photograph's side: one with a larger face is seen whole
 SHOWN = 6         # windows at most in STEM.png, each in panels of
@@ -151,23 +150,29 @@ def plan(hole, size=None, face=None, found=()):
     return windows.plan(hole, size, [*found, face] if face else found)
 
 
-def find_faces(photograph, hole, size, rough=None):
-    """[(left, top, side), …]: the faces (faces.py) whose squares hold a part of the hole, the most
-    certain first. They are looked for with the hole smoothed over and, if one window is enough for
-    it, in the photographs rough(photograph, hole); most certain is the one that most others
-    overlap. None is smaller than the network's images, of `size`. In CelebA's photographs, whose
-    windows are known, none is looked for; a square photograph that is nearly all face has none.
+def find_faces(photograph, hole, size, readout=None):
+    """[(left, top, side), …]: the faces (faces.py) whose squares hold a part of the hole. They are
+    detected with the hole smoothed over and, with a `readout`, aligned. If it is there, but none is
+    detected, the network tells of a face near the window that would serve otherwise, if one does.
+    None is smaller than the network's images, of `size`. In CelebA's photographs, whose windows are
+    known, none is looked for; a square photograph that is nearly all face has none.
     """
     height, width = hole.shape[1:]
     if not hole.any() or (width, height) == data.ALIGNED:
         return []
-    box, general = faces.surroundings(hole), windows.plan(hole, size)
-    seen = [smooth(photograph, hole)]
-    if rough and len(general) == 1:
-        seen.extend(rough(photograph, hole))
-    found = [face for each in seen for face in faces.find(each, box)
-             if face[2] >= size and windows.plan(hole, size, [face]) != general]
-    found = sorted(found, key=lambda face: -sum(faces.overlap(face, other) for other in found))
+    general = windows.plan(hole, size)
+
+    def serves(face):
+        return face[2] >= size and windows.plan(hole, size, [face]) != general
+    detected = faces.detect(smooth(photograph, hole), faces.surroundings(hole))
+    detected = faces.distinct([face for face in detected if serves(face)])
+    if readout:
+        if not detected and len(general) == 1:
+            (top, left, side, _), _ = general[0]
+            detected = [(left, top, side)]
+        detected = faces.distinct([faces.align(readout, photograph, hole, face)
+                                   for face in detected])
+    found = [face for face in detected if serves(face)]
     return [] if found and width == height and found[0][2] > CLOSE * width else found
 
 
@@ -177,18 +182,6 @@ def smooth(photograph, hole):
 
     window = faces.surroundings(hole), windows.bounds(hole[0].numpy() > 0)
     return complete(biharmonic.inpaint, photograph, hole, SMOOTHED, 1, planned=[window])[0][0]
-
-
-def face_finder(ddpm, eps_model, size, device="cpu"):
-    """`find_faces` as a function of photograph and hole; in few calls, the network makes a few
-    rough fills."""
-    method = methods.find(methods.default(eps_model), ddpm, eps_model, min(ROUGH[1], ddpm.T))
-
-    def rough(photograph, hole):
-        planned = windows.plan(hole, size)                  # not all of a square photograph
-        return complete(method.inpaint, photograph, hole, size, ROUGH[0], device=device,
-                        planned=planned)[0]
-    return partial(find_faces, size=size, rough=rough)
 
 
 def astronaut():
@@ -346,8 +339,8 @@ def main():
     begun, count, size = time.time(), 0, None if method.ANY_SIZE else size
     look = methods.knows_hole(eps_model) if args.find_faces is None else args.find_faces
     known = args.face or not args.images                     # the astronaut's, too
-    seek = None if known or not look or size is None else face_finder(ddpm, eps_model, size,
-                                                                      args.device)
+    seek = None if known or not look or size is None else partial(
+        find_faces, size=size, readout=faces.load(args.weights, ddpm, eps_model, size))
     shown = sharpener.size if sharpener else size
     with lock_folder(args.out), tqdm(total=len(photographs) * calls(method, samples, args.batch),
                                      desc="inpainting", unit=" calls") as bar:

@@ -153,7 +153,7 @@ def test_faces_are_looked_for_in_a_photograph_of_ones_own(fill, own, monkeypatch
         seen.append(found)
         return plan(hole, size, found=found)
     seen, faces = [], [(20, 10, 60)]
-    monkeypatch.setattr(inpaint, "face_finder", lambda *_: lambda photograph, hole: faces)
+    monkeypatch.setattr(inpaint, "find_faces", lambda *_: faces)
     monkeypatch.setattr(inpaint, "plan", plan)
     states = [state[0] for state, *_ in fill(photograph(tmp_path / "a.png", 150, 100) if own
                                              else None, "center")]

@@ -7,6 +7,11 @@ import torch
 import faces
 import inpaint
 import windows
+from ddpm import DDPM
+from helpers import photograph
+from schedules import linear_betas
+from support import runs
+from support.cli import BadInput
 
 SIZE = 64
 ASTRONAUT = torch.from_numpy(skimage.data.astronaut())        # 512×512
@@ -57,19 +62,63 @@ def test_what_is_in_the_hole_plays_no_part():
     assert inpaint.find_faces(TWO, hole, SIZE) == inpaint.find_faces(other, hole, SIZE) != []
 
 
-def test_a_face_without_eyes_is_found_in_a_rough_fill():
-    hole = hole_at(TWO, EYES)
-    assert inpaint.find_faces(TWO, hole, SIZE) == []
-    found, *_ = inpaint.find_faces(TWO, hole, SIZE, lambda photograph, hole: [TWO])
-    assert faces.overlap(found, FACE) > 0.65
+@pytest.fixture
+def readout(monkeypatch):
+    """Of a network that knows where the face of the astronaut is."""
+    def tell(readout, photographs, holes, squares, which, generator):
+        seen.append(squares)
+        x, y, side = FACE[0] + FACE[2] / 2, FACE[1] + FACE[2] / 2, FACE[2]
+        return torch.stack([(x - squares[:, 0]) / squares[:, 2],
+                            (y - squares[:, 1]) / squares[:, 2], (side / squares[:, 2]).log()], 1)
+    seen = []
+    monkeypatch.setattr(faces, "tell", tell)
+    return faces.Readout(None, None, SIZE, None, seen)
 
 
-def test_the_face_that_most_others_overlap_comes_first(monkeypatch):
-    views = iter([[(0, 0, 90), (150, 30, 140)], [(152, 31, 138)], [(120, 0, 200), (152, 32, 139)]])
-    monkeypatch.setattr(faces, "find", lambda *_: next(views))
-    hole = hole_at(ASTRONAUT, MOUTH)
-    first, *_, last = inpaint.find_faces(ASTRONAUT, hole, SIZE, lambda *_: [ASTRONAUT] * 2)
-    assert first == (150, 30, 140) and last == (120, 0, 200)           # the first holds no mouth
+def test_the_network_aligns_what_was_detected_and_finds_what_was_not(readout):
+    for box in (MOUTH, EYES):
+        hole = hole_at(TWO, box)
+        assert inpaint.find_faces(TWO, hole, SIZE, readout) == [FACE]
+    assert len(readout.b) == 2 * faces.ROUNDS
+    first, *_, last = readout.b[faces.ROUNDS:]                      # near the hole, near the face
+    assert abs(first.mean(dim=0)[:2] - torch.tensor([230, 150])).max() < 30
+    assert abs(last.mean(dim=0)[:2] - torch.tensor([226, 100])).max() < 10
+
+
+def test_of_squares_that_overlap_the_one_that_most_others_overlap_is_kept():
+    one, like, far = (150, 30, 140), (152, 31, 138), (700, 30, 140)
+    assert faces.distinct([(120, 0, 200), one, like, far, (152, 32, 139)]) == [one, far]
+    assert faces.distinct([]) == []
+
+
+def test_a_readout_finds_how_far_windows_were_moved():
+    """A "network" whose middle is the image itself: of a smooth photograph, it tells the place."""
+    y, x = torch.meshgrid(torch.linspace(0, 255, 178), torch.linspace(0, 255, 178), indexing="ij")
+    photographs = torch.stack([x, y, (x - 127).abs() + (y - 127).abs()], dim=-1).byte()[None]
+    generator = torch.Generator().manual_seed(0)
+
+    class Middle(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.middle = torch.nn.ModuleList([torch.nn.Identity()])
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, t, hole):
+            seen = torch.nn.functional.avg_pool2d(x * (1 - hole), 2)
+            self.middle[0](torch.cat([seen, hole[:, :, ::2, ::2]], dim=1))
+            raise AssertionError("the way up is not needed")
+
+    blank = faces.Readout(DDPM(linear_betas(10)), Middle(), 16, None, None)
+    X, Y = faces.examples(blank, photographs.expand(8, -1, -1, -1), 64, generator)
+    assert X.shape == (512, 4 * 64)
+    assert (Y.std(dim=0) / torch.tensor(faces.SPREAD) - 1).abs().max() < 0.2
+    W, b = faces.ridge(X, Y)
+    X, Y = faces.examples(blank, photographs, 64, generator)
+    assert ((X.float() @ W + b - Y).std(dim=0) < 0.6 * Y.std(dim=0)).all()
+    hole, true, start = torch.zeros(1, 178, 178), (19, 19, 140), (30, 10, 125)
+    hole[:, 60:90, 70:100] = 1
+    aligned = faces.align(faces.Readout(*blank[:3], W, b), photographs[0], hole, start)
+    assert faces.overlap(aligned, true) > 0.75 and faces.overlap(start, true) < 0.7
 
 
 def test_nothing_is_found_where_there_is_no_face_or_its_place_is_known(monkeypatch):
@@ -78,7 +127,7 @@ def test_nothing_is_found_where_there_is_no_face_or_its_place_is_known(monkeypat
     square = torch.from_numpy(skimage.data.astronaut()[22:178, 148:304])
     assert inpaint.find_faces(square, hole_at(square, (108, 57, 24, 50)), SIZE) == []
     aligned = square.new_zeros(218, 178, 3)
-    monkeypatch.setattr(faces, "find", None)
+    monkeypatch.setattr(faces, "detect", None)
     assert inpaint.find_faces(aligned, hole_at(aligned, (100, 60, 30, 30)), SIZE) == []
     assert inpaint.find_faces(TWO, hole_at(TWO), SIZE) == []
 
@@ -94,3 +143,31 @@ def test_a_face_s_window_grows_for_a_hole_that_sticks_out_by_a_little():
     hole = hole_at(ASTRONAUT, (100, 90, 50, 100))
     assert windows.plan(hole, SIZE, [(100, 50, 140)]) == [((40, 90, 160, 160), (100, 90, 50, 100))]
     assert windows.plan(hole, SIZE, [(130, 50, 140)]) == windows.plan(hole, SIZE)
+
+
+def test_a_readout_is_made_for_weights_and_used_with_no_others(weights_32, as_user, tmp_path):
+    weights = tmp_path / "w.pt"
+    weights.write_bytes(weights_32.read_bytes())
+    network = inpaint.load_weights(weights)
+    assert faces.load(weights, *network) is None
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for k in range(3):
+            photograph(tmp_path / split / f"{k}.png", 178, 218)
+    status, said, _ = as_user(faces, "--data", tmp_path, "--weights", weights, "--copies", 2)
+    assert status == 0 and "validation" in said and "w.faces.pt" in said
+    readout = faces.load(weights, *network)
+    assert readout.W.shape[1] == 3 and readout.W.abs().max() > 0
+    hole = hole_at(ASTRONAUT, MOUTH)
+    left, top, side = faces.align(readout, ASTRONAUT, hole, FACE)
+    assert faces.overlap((left, top, side), FACE) > 0.2            # it runs, and stays near
+    weights.write_bytes(weights_32.read_bytes() + b" ")
+    with pytest.raises(BadInput, match="made for other weights"):
+        faces.load(weights, *network)
+    faces.beside(weights).write_bytes(b"no")
+    with pytest.raises(BadInput, match="w.faces.pt: not "):
+        faces.load(weights, *network)
+
+
+def test_the_shipped_readout_is_that_of_the_shipped_weights():
+    assert faces.load(runs.WEIGHTS, *inpaint.load_weights()).W.shape == (224 * 8 * 8, 3)

@@ -254,14 +254,13 @@ def test_the_network_is_shown_the_face_that_the_user_points_at(command, tmp_path
     assert status == 2 and "--face" in said
 
 
-def test_the_network_is_shown_the_face_that_is_found(command, weights_32, tmp_path):
+def test_the_network_is_shown_the_face_that_is_found(command, tmp_path):
     two = np.concatenate([skimage.data.astronaut()] * 2, axis=1)
     Image.fromarray(two).save(tmp_path / "a.png")
     mask_file(tmp_path / "m" / "mask.png", 1024, 512, (717, 130, 767, 154))        # the right mouth
     given = tmp_path / "a.png", "--mask", tmp_path / "m" / "mask.png"
-    seek = inpaint.face_finder(*inpaint.load_weights(weights_32))
-    found, *_ = seek(torch.from_numpy(two),
-                     torch.from_numpy(np.asarray(opened(given[2]))[None] > 0).float())
+    hole = torch.from_numpy(np.asarray(opened(given[2]))[None] > 0).float()
+    (found,) = inpaint.find_faces(torch.from_numpy(two), hole, SIZE)
     assert 640 < found[0] < 680 and 120 < found[2] < 160
     for flags, square in (((), found), (["--no-find-faces"], (667, 67, 150))):
         command(*given, *flags)

@@ -35,6 +35,7 @@ import torch
 from PIL import Image
 
 import data
+import faces
 import inpaint
 import masks
 import methods
@@ -244,7 +245,8 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
     found = ()
     if path and size and methods.knows_hole(model.eps_model):          # as inpaint.py, by default
         yield ("looking for faces …", 0, 1, []), [], ""
-        found = inpaint.face_finder(*model[:4])(photograph.rgb, hole)
+        readout = faces.load(model.weights, model.ddpm, model.eps_model, size)
+        found = inpaint.find_faces(photograph.rgb, hole, size, readout)
     planned = inpaint.plan(hole, size, found=found)
     shown, sharpening = size, 0
     if model.sharpener and methods.has_network(name):

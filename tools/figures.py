@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import data
+import faces
 import inpaint
 import masks
 import methods
@@ -79,6 +80,7 @@ class Course:
     def __init__(self, weights=inpaint.WEIGHTS):
         self.ddpm, self.net, self.size = inpaint.load_weights(weights)
         self.sharpener = sharpen.find(None, weights, self.size)
+        self.readout = faces.load(weights, self.ddpm, self.net, self.size)
         self.x = data.to_float(astronaut(self.size)[None])
         self.subject = "a face" if methods.knows_hole(self.net) else "an image"
         self.drawn = min(self.size, 64)      # side of drawn faces, where no network sees them
@@ -545,10 +547,10 @@ def a_face_in_a_photograph(course, fig):
     method = methods.find(methods.default(course.net), course.ddpm, course.net,
                           min(20, course.ddpm.T), sharpener=course.sharpener)
     size = course.sharpener.size if course.sharpener else course.size
-    found = inpaint.face_finder(course.ddpm, course.net, course.size)(photograph, hole)
+    found = inpaint.find_faces(photograph, hole, course.size, course.readout)
     panels = {"to fill": torch.where(hole[0, :, :, None] > 0, 128, photograph).byte()}
-    for title, faces in (("window: 3 × the hole", ()), ("window: the face found", found)):
-        planned = windows.plan(hole, course.size, faces)
+    for title, known in (("window: 3 × the hole", ()), ("window: the face found", found)):
+        planned = windows.plan(hole, course.size, known)
         fills, _, _ = inpaint.complete(method.inpaint, photograph, hole, size, 1, planned=planned)
         (top, left, side, _), _ = planned[0]
         picture = Image.fromarray(fills[0].numpy())
