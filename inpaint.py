@@ -41,7 +41,7 @@ from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
 OWN = 512         # pixels, the side from which on a method of any size works on a reduced window
 SMOOTHED = 128    # pixels, the side to which a hole's surroundings are reduced to smooth it over
-CLOSE = 0.6       # of a square photograph's side: one with a larger face is seen whole
+CLOSE = 0.8       # of a square photograph's side: one with a larger face is seen whole
 SHOWN = 6         # windows at most in STEM.png, each in panels of
 PANEL = 256       # pixels or, if it is larger, its own size
 
@@ -152,8 +152,8 @@ def plan(hole, size=None, face=None, found=()):
 
 def find_faces(photograph, hole, size, readout=None):
     """[(left, top, side), …]: the faces (faces.py) whose squares hold a part of the hole. They are
-    detected with the hole smoothed over and, with a `readout`, aligned. If it is there, but none is
-    detected, the network tells of a face near the window that would serve otherwise, if one does.
+    detected with the hole smoothed over; with a `readout`, the network aligns them, or where none
+    is detected, the window that would be used otherwise, if it is one. Aligned ones come first.
     None is smaller than the network's images, of `size`. In CelebA's photographs, whose windows are
     known, none is looked for; a square photograph that is nearly all face has none.
     """
@@ -166,13 +166,12 @@ def find_faces(photograph, hole, size, readout=None):
         return face[2] >= size and windows.plan(hole, size, [face]) != general
     detected = faces.detect(smooth(photograph, hole), faces.surroundings(hole))
     detected = faces.distinct([face for face in detected if serves(face)])
-    if readout:
-        if not detected and len(general) == 1:
-            (top, left, side, _), _ = general[0]
-            detected = [(left, top, side)]
-        detected = faces.distinct([faces.align(readout, photograph, hole, face)
-                                   for face in detected])
-    found = [face for face in detected if serves(face)]
+    near = detected
+    if not detected and len(general) == 1:
+        (top, left, side, _), _ = general[0]
+        near = [(left, top, side)]
+    aligned = [faces.align(readout, photograph, hole, face) for face in near] if readout else []
+    found = [face for face in faces.distinct(aligned) + detected if serves(face)]
     return [] if found and width == height and found[0][2] > CLOSE * width else found
 
 
