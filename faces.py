@@ -88,13 +88,15 @@ def align(readout, photograph, hole, face, generator=None):
     """(left, top, side) of CelebA's window near that of a face, in a photograph, uint8 [H, W, 3],
     with a hole [1, H, W]: in each of ROUNDS, COPIES windows displaced at random around the last say
     where it is, and their mean is the next."""
-    generator = generator or torch.Generator().manual_seed(0)
+    generator, (height, width) = generator or torch.Generator().manual_seed(0), hole.shape[1:]
+    least, most = torch.tensor([0, 0, 1]), torch.tensor([width, height, max(width, height)])
     face = torch.tensor([face[0] + face[2] / 2, face[1] + face[2] / 2, face[2]])      # x, y, side
     for _ in range(ROUNDS):
-        near = displaced(face, -0.5 * displacements(COPIES, generator))
-        told = tell(readout, photograph[None], hole[None], near, [0] * COPIES, generator)
-        near = displaced(near, told)
+        near = displaced(face, displacements(COPIES, generator) / 2)
+        near = displaced(near, tell(readout, photograph[None], hole[None], near, [0] * COPIES,
+                                    generator))
         face = torch.cat([near[:, :2].mean(dim=0), near[:, 2].log().mean()[None].exp()])
+        face = face.clamp(least, most)
     x, y, side = face.tolist()
     return round(x - side / 2), round(y - side / 2), round(side)
 
@@ -113,11 +115,12 @@ def displaced(squares, by):
 
 def tell(readout, photographs, holes, squares, which, generator):
     """The displacements [N, 3] of CelebA's windows from squares (x, y, side) [N, 3] of the
-    photographs `which`; every second one is seen in the mirror."""
+    photographs `which`, no farther than was learnt; every second one is seen in the mirror."""
     images, parts = look(photographs, holes, squares, which, readout.size)
     signs = torch.tensor([1 - 2 * (i % 2) for i in range(len(squares))])
     told = middle(readout, *mirrored(images, parts, signs), generator) @ readout.W + readout.b
-    return torch.stack([told[:, 0] * signs, *told[:, 1:].T], dim=1)
+    farthest = 3 * torch.tensor(SPREAD)
+    return torch.stack([told[:, 0] * signs, *told[:, 1:].T], dim=1).clamp(-farthest, farthest)
 
 
 def look(photographs, holes, squares, which, size):

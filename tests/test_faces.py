@@ -173,5 +173,16 @@ def test_a_readout_is_made_for_weights_and_used_with_no_others(weights_32, as_us
         faces.load(weights, *network)
 
 
+@pytest.mark.parametrize("told", [(9, 9, 9), (-9, -9, -9), (0, 0, 9)])
+def test_a_readout_that_is_wrong_stays_in_the_photograph(told, weights_32):
+    network = inpaint.load_weights(weights_32)
+    d = faces.middle(faces.Readout(*network, None, None), torch.zeros(1, 3, 32, 32),
+                     torch.zeros(1, 1, 32, 32), None).shape[1]
+    readout = faces.Readout(*network, torch.zeros(d, 3), torch.tensor(told).float())
+    left, top, side = faces.align(readout, TWO, hole_at(TWO, MOUTH), (900, 400, 100))
+    assert 1 <= side <= 1024
+    assert 0 <= left + side / 2 <= 1025 and 0 <= top + side / 2 <= 513
+
+
 def test_the_shipped_readout_is_that_of_the_shipped_weights():
     assert faces.load(runs.WEIGHTS, *inpaint.load_weights()).W.shape == (224 * 8 * 8, 3)
