@@ -89,6 +89,12 @@ def align(readout, photograph, hole, face, generator=None):
     with a hole [1, H, W]: in each of ROUNDS, COPIES windows displaced at random around the last say
     where it is, and their mean is the next."""
     generator, (height, width) = generator or torch.Generator().manual_seed(0), hole.shape[1:]
+    scale = max(1, round(face[2] / (4 * readout.size)))               # a large face is reduced once
+    if scale > 1:
+        photograph, hole = windows.shrink(photograph, hole, (0, 0, height, width),
+                                          (-(-height // scale), -(-width // scale)))
+        face = [number / scale for number in face]
+        height, width = hole.shape[1:]
     least, most = torch.tensor([0, 0, 1]), torch.tensor([width, height, max(width, height)])
     face = torch.tensor([face[0] + face[2] / 2, face[1] + face[2] / 2, face[2]])      # x, y, side
     for _ in range(ROUNDS):
@@ -97,7 +103,7 @@ def align(readout, photograph, hole, face, generator=None):
                                     generator))
         face = torch.cat([near[:, :2].mean(dim=0), near[:, 2].log().mean()[None].exp()])
         face = face.clamp(least, most)
-    x, y, side = face.tolist()
+    x, y, side = (scale * face).tolist()
     return round(x - side / 2), round(y - side / 2), round(side)
 
 

@@ -155,16 +155,19 @@ def find_faces(photograph, hole, size, readout=None):
     detected with the hole smoothed over; with a `readout`, the network aligns them, or where none
     is detected, the window that would be used otherwise, if it is one. Aligned ones come first.
     None is smaller than the network's images, of `size`. In CelebA's photographs, whose windows are
-    known, none is looked for; a square photograph that is nearly all face has none.
+    known, and along a hole of twice the photograph's lesser side, none is looked for; a square
+    photograph that is nearly all face has none.
     """
     height, width = hole.shape[1:]
     if not hole.any() or (width, height) == data.ALIGNED:
         return []
-    general = windows.plan(hole, size)
+    around, general = faces.surroundings(hole), windows.plan(hole, size)
+    if around[2] > 2 * min(height, width):                            # along a strip
+        return []
 
     def serves(face):
         return face[2] >= size and windows.plan(hole, size, [face]) != general
-    detected = faces.detect(smooth(photograph, hole), faces.surroundings(hole))
+    detected = faces.detect(smooth(photograph, hole), around)
     detected = faces.distinct([face for face in detected if serves(face)])
     near = detected
     if not detected and len(general) == 1:
@@ -284,7 +287,7 @@ def parse():
         "that shows the face as CelebA does: eyes at half its height, 0.28 of its width apart; "
         "default: where one is found")
     add("--find-faces", action=argparse.BooleanOptionalAction, help="look for the faces that have "
-        "a hole, 1 to 2 s a photograph; default: unless the weights are other people's")
+        "a hole, about a second a photograph; default: unless the weights are other people's")
     add("--method", help=", ".join(methods.METHODS) + ", or a file of your own; default: keep, or "
         "pigdm with weights that know no hole")
     add("--train", nargs="+", metavar="PATH", help="training images, for a method that learns from "

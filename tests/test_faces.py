@@ -134,6 +134,8 @@ def test_nothing_is_found_where_there_is_no_face_or_its_place_is_known(monkeypat
     monkeypatch.setattr(faces, "detect", None)
     assert inpaint.find_faces(aligned, hole_at(aligned, (100, 60, 30, 30)), SIZE) == []
     assert inpaint.find_faces(TWO, hole_at(TWO), SIZE) == []
+    strip = square.new_zeros(8, 200_000, 3)                # its surroundings would be 40 gigapixels
+    assert inpaint.find_faces(strip, hole_at(strip, (0, 0, 8, 200_000)), SIZE) == []
 
 
 def test_a_face_found_is_preferred_to_all_of_a_square_photograph_and_one_given_to_both():
@@ -171,6 +173,17 @@ def test_a_readout_is_made_for_weights_and_used_with_no_others(weights_32, as_us
     faces.beside(weights).write_bytes(b"no")
     with pytest.raises(BadInput, match="w.faces.pt: not "):
         faces.load(weights, *network)
+
+
+def test_a_large_face_is_aligned_like_a_small_one():
+    readout = faces.load(runs.WEIGHTS, *inpaint.load_weights())
+    small = hole_at(ASTRONAUT, MOUTH)
+    large, hole = (x.repeat_interleave(5, -2).repeat_interleave(5, -1) for x in (
+        ASTRONAUT.permute(2, 0, 1), small))
+    one = faces.align(readout, ASTRONAUT, small, (150, 40, 130))
+    other = faces.align(readout, large.permute(1, 2, 0), hole, (750, 200, 650))
+    assert faces.overlap(one, FACE) > 0.75
+    assert faces.overlap([number / 5 for number in other], one) > 0.9
 
 
 @pytest.mark.parametrize("told", [(9, 9, 9), (-9, -9, -9), (0, 0, 9)])
