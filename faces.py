@@ -84,11 +84,11 @@ def distinct(squares):
 
 # ---- the network's own opinion -----------------------------------------------------------------
 
-def align(readout, photograph, hole, face, generator=None):
+def align(readout, photograph, hole, face):
     """(left, top, side) of CelebA's window near that of a face, in a photograph, uint8 [H, W, 3],
     with a hole [1, H, W]: in each of ROUNDS, COPIES windows displaced at random around the last say
     where it is, and their mean is the next."""
-    generator, (height, width) = generator or torch.Generator().manual_seed(0), hole.shape[1:]
+    generator, (height, width) = torch.Generator().manual_seed(0), hole.shape[1:]
     scale = max(1, round(face[2] / (4 * readout.size)))               # a large face is reduced once
     if scale > 1:
         photograph, hole = windows.shrink(photograph, hole, (0, 0, height, width),
@@ -99,8 +99,7 @@ def align(readout, photograph, hole, face, generator=None):
     face = torch.tensor([face[0] + face[2] / 2, face[1] + face[2] / 2, face[2]])      # x, y, side
     for _ in range(ROUNDS):
         near = displaced(face, displacements(COPIES, generator) / 2)
-        near = displaced(near, tell(readout, photograph[None], hole[None], near, [0] * COPIES,
-                                    generator))
+        near = displaced(near, tell(readout, photograph, hole, near, generator))
         face = torch.cat([near[:, :2].mean(dim=0), near[:, 2].log().mean()[None].exp()])
         face = face.clamp(least, most)
     x, y, side = (scale * face).tolist()
@@ -119,50 +118,38 @@ def displaced(squares, by):
     return torch.stack([x + dx * side, y + dy * side, side * scale.exp()], dim=-1)
 
 
-def tell(readout, photographs, holes, squares, which, generator):
-    """The displacements [N, 3] of CelebA's windows from squares (x, y, side) [N, 3] of the
-    photographs `which`, no farther than was learnt; every second one is seen in the mirror."""
-    images, parts = look(photographs, holes, squares, which, readout.size)
-    signs = torch.tensor([1 - 2 * (i % 2) for i in range(len(squares))])
-    told = middle(readout, *mirrored(images, parts, signs), generator) @ readout.W + readout.b
+def tell(readout, photograph, hole, squares, generator):
+    """The displacements [N, 3] of CelebA's window from squares (x, y, side) [N, 3] of a photograph,
+    no farther than was learnt; every second one is seen in the mirror."""
+    images, parts = look(photograph, hole, squares, readout.size)
+    for each in (images, parts):
+        each[1::2] = each[1::2].flip(3)
+    told = middle(readout.ddpm, readout.eps_model, images, parts, generator) @ readout.W + readout.b
+    told[1::2, 0] *= -1
     farthest = 3 * torch.tensor(SPREAD)
-    return torch.stack([told[:, 0] * signs, *told[:, 1:].T], dim=1).clamp(-farthest, farthest)
+    return told.clamp(-farthest, farthest)
 
 
-def look(photographs, holes, squares, which, size):
+def look(photograph, hole, squares, size):
     """What the network would be shown of squares: images [N, 3, size, size], holes."""
     seen = []
-    for (x, y, side), i in zip(squares.tolist(), which):
+    for x, y, side in squares.tolist():
         side = max(1, round(side))
         box = round(y - side / 2), round(x - side / 2), side, side
-        seen.append(windows.shrink(photographs[i], holes[i], box, (size, size)))
+        seen.append(windows.shrink(photograph, hole, box, (size, size)))
     images, parts = zip(*seen)
     return data.to_float(torch.stack(images)), torch.stack(parts)
 
 
-def mirrored(images, parts, signs):
-    flip = signs[:, None, None, None] < 0
-    return [torch.where(flip, x.flip(3), x) for x in (images, parts)]
-
-
-class Seen(Exception):
-    """The middle of the U-Net, raised as soon as it is there: the way up is not needed."""
-
-
 @torch.no_grad()
-def middle(readout, images, parts, generator):
+def middle(ddpm, eps_model, images, parts, generator):
     """The middle of the U-Net, [N, d], shown images with noise in their holes, as sampling begins.
     """
-    def stop(layer, given, out):
-        raise Seen(out)
-    where = next(readout.eps_model.parameters()).device
+    where = next(eps_model.parameters()).device
     x = torch.where(parts > 0, torch.randn(images.shape, generator=generator), images).to(where)
-    t = torch.full((len(x),), readout.ddpm.T - 1, device=where)
-    with readout.eps_model.middle[-1].register_forward_hook(stop):
-        try:
-            readout.eps_model(x, t, parts.to(where))
-        except Seen as seen:
-            return seen.args[0].flatten(1).cpu()
+    t = torch.full((len(x),), ddpm.T - 1, device=where)
+    seen, *_ = eps_model.encode(x, t, parts.to(where))
+    return seen.flatten(1).cpu()
 
 
 # ---- its fit -----------------------------------------------------------------------------------
@@ -189,23 +176,24 @@ def load(weights, ddpm, eps_model, size):
     return Readout(ddpm, eps_model, size, W, b)
 
 
-def examples(readout, photographs, copies, generator):
+def examples(ddpm, eps_model, size, photographs, copies, generator):
     """(middle [n, d], displacements [n, 3]) of windows around the faces of CelebA's photographs,
     uint8 [N, 178, 178, 3], with holes of all families, `copies` of each."""
     left, top, side = data.CROPS["centre140"]
     true = torch.tensor([left + side / 2, top - data.CROPS["centre178"][1] + side / 2, side])
-    no_holes, middles, targets = torch.zeros(1, 1, *photographs.shape[1:3]), [], []
+    no_hole, middles, targets = torch.zeros(1, *photographs.shape[1:3]), [], []
     for block in tqdm(photographs.split(8), "looking", unit=" × 8 photographs"):
         n = len(block) * copies
         squares = displaced(true, displacements(n, generator))
         targets.append(torch.stack([*((true[:2] - squares[:, :2]) / squares[:, 2:]).T,
                                     (true[2] / squares[:, 2]).log()], dim=1))
-        images, outside = look(block, no_holes.expand(len(block), -1, -1, -1), squares,
-                               [i // copies for i in range(n)], readout.size)
-        holes = masks.mixture(n, readout.size, generator)
+        images, outside = (torch.cat(each) for each in zip(*(
+            look(photograph, no_hole, near, size)
+            for photograph, near in zip(block, squares.split(copies)))))
+        holes = masks.mixture(n, size, generator)
         holes = torch.maximum(torch.where(holes.amin(dim=(1, 2, 3), keepdim=True) > 0, 0, holes),
                               outside)                       # where all would be hole, nothing is
-        middles.append(middle(readout, images, holes, generator).half())
+        middles.append(middle(ddpm, eps_model, images, holes, generator).half())
     return torch.cat(middles), torch.cat(targets)
 
 
@@ -238,13 +226,13 @@ def parse():
 def main():
     args = parse()
     ddpm, eps_model, size = load_weights(args.weights)
-    if not hasattr(eps_model, "middle"):
+    if not hasattr(eps_model, "encode"):
         raise BadInput(f"--weights {args.weights}: not a network of train.py's")
-    generator = torch.Generator().manual_seed(args.seed)
-    blank, sets = Readout(ddpm, eps_model, size, None, None), []
+    generator, sets = torch.Generator().manual_seed(args.seed), []
     for split in ("train", "val"):
         photographs = data.load(args.data, split, 178, "centre178", args.limit, args.cache)
-        sets.append(examples(blank, photographs, args.copies if split == "train" else 3, generator))
+        sets.append(examples(ddpm, eps_model, size, photographs,
+                             args.copies if split == "train" else 3, generator))
     W, b = ridge(*sets[0])
     write_tensors(beside(args.weights), {"W": W.half(), "b": b,
                                          "weights": content(args.weights).hex()})

@@ -167,7 +167,7 @@ def find_faces(photograph, hole, size, readout=None):
 
     def serves(face):
         return face[2] >= size and windows.plan(hole, size, [face]) != general
-    detected = faces.detect(smooth(photograph, hole), around)
+    detected = faces.detect(smooth(photograph, hole, around), around)
     detected = faces.distinct([face for face in detected if serves(face)])
     near = detected
     if not detected and len(general) == 1:
@@ -178,11 +178,12 @@ def find_faces(photograph, hole, size, readout=None):
     return [] if found and width == height and found[0][2] > CLOSE * width else found
 
 
-def smooth(photograph, hole):
-    """The photograph with the smoothest surface in its hole, computed on reduced surroundings."""
+def smooth(photograph, hole, box):
+    """The photograph with the smoothest surface in its hole, computed on a reduced box around it.
+    """
     from baselines import biharmonic  # 0.1 s, and seldom needed
 
-    window = faces.surroundings(hole), windows.bounds(hole[0].numpy() > 0)
+    window = box, windows.bounds(hole[0].numpy() > 0)
     return complete(biharmonic.inpaint, photograph, hole, SMOOTHED, 1, planned=[window])[0][0]
 
 

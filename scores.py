@@ -234,17 +234,16 @@ def unet_features(eps_model, device="cpu"):
     """The same by the inpainter's own network: uint8 [B, H, W, 3] -> [B, d], the U-Net's middle
     averaged over places, looking at the image as one that is all hole and all but clean (t = 0).
     A ruler for methods that share the network; it moves with the weights."""
-    if not hasattr(eps_model, "middle"):
+    if not hasattr(eps_model, "encode"):
         raise BadInput("--features unet reads the middle of our own U-Net, and these weights are "
                        "of another network: name a --features FILE.pt")
 
     @torch.no_grad()
     def extract(images):
-        x, seen = data.to_float(images).to(device), []
+        x = data.to_float(images).to(device)
         t = torch.zeros(len(x), dtype=torch.int64, device=device)
-        with eps_model.middle[-1].register_forward_hook(lambda *call: seen.append(call[-1])):
-            eps_model(x, t, torch.ones_like(x[:, :1]))
-        return seen[0].mean(dim=(2, 3)).cpu()
+        middle, *_ = eps_model.encode(x, t, torch.ones_like(x[:, :1]))
+        return middle.mean(dim=(2, 3)).cpu()
     return extract
 
 

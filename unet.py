@@ -144,6 +144,17 @@ class UNet(nn.Module):
 
     def forward(self, x, t, hole, coarse=None):
         """A sharpener is given `coarse` [B, 3, size, size] too (sharpen.py)."""
+        h, skips, emb = self.encode(x, t, hole, coarse)
+        for layer in self.up:
+            if isinstance(layer, ResBlock):
+                h = layer(torch.cat([h, skips.pop()], dim=1), emb)
+            else:
+                h = layer(h)
+        assert not skips
+        return F.pixel_shuffle(self.head(h), self.patch)
+
+    def encode(self, x, t, hole, coarse=None):
+        """The way down: (what the middle makes of it, the skips, the time embedding)."""
         emb = self.time(timestep_embedding(t, self.time_width))              # [B, time_dim]
         seen = [x, hole] if coarse is None else [x, hole, coarse]
         h = self.stem(F.pixel_unshuffle(torch.cat(seen, dim=1), self.patch))
@@ -156,13 +167,7 @@ class UNet(nn.Module):
                 h = layer(h)
         for layer in self.middle:
             h = layer(h, emb)
-        for layer in self.up:
-            if isinstance(layer, ResBlock):
-                h = layer(torch.cat([h, skips.pop()], dim=1), emb)
-            else:
-                h = layer(h)
-        assert not skips
-        return F.pixel_shuffle(self.head(h), self.patch)
+        return h, skips, emb
 
 
 def group_norm(channels):

@@ -65,7 +65,7 @@ def test_what_is_in_the_hole_plays_no_part():
 @pytest.fixture
 def readout(monkeypatch):
     """Of a network that knows where the face of the astronaut is."""
-    def tell(readout, photographs, holes, squares, which, generator):
+    def tell(readout, photograph, hole, squares, generator):
         seen.append(squares)
         x, y, side = FACE[0] + FACE[2] / 2, FACE[1] + FACE[2] / 2, FACE[2]
         return torch.stack([(x - squares[:, 0]) / squares[:, 2],
@@ -100,24 +100,25 @@ def test_a_readout_finds_how_far_windows_were_moved():
     class Middle(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.middle = torch.nn.ModuleList([torch.nn.Identity()])
             self.unused = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, x, t, hole):
+        def encode(self, x, t, hole):
             seen = torch.nn.functional.avg_pool2d(x * (1 - hole), 2)
-            self.middle[0](torch.cat([seen, hole[:, :, ::2, ::2]], dim=1))
+            return torch.cat([seen, hole[:, :, ::2, ::2]], dim=1), [], None
+
+        def forward(self, *given):
             raise AssertionError("the way up is not needed")
 
-    blank = faces.Readout(DDPM(linear_betas(10)), Middle(), 16, None, None)
-    X, Y = faces.examples(blank, photographs.expand(8, -1, -1, -1), 64, generator)
+    network = DDPM(linear_betas(10)), Middle(), 16
+    X, Y = faces.examples(*network, photographs.expand(8, -1, -1, -1), 64, generator)
     assert X.shape == (512, 4 * 64)
     assert (Y.std(dim=0) / torch.tensor(faces.SPREAD) - 1).abs().max() < 0.2
     W, b = faces.ridge(X, Y)
-    X, Y = faces.examples(blank, photographs, 64, generator)
+    X, Y = faces.examples(*network, photographs, 64, generator)
     assert ((X.float() @ W + b - Y).std(dim=0) < 0.6 * Y.std(dim=0)).all()
     hole, true, start = torch.zeros(1, 178, 178), (19, 19, 140), (30, 10, 125)
     hole[:, 60:90, 70:100] = 1
-    aligned = faces.align(faces.Readout(*blank[:3], W, b), photographs[0], hole, start)
+    aligned = faces.align(faces.Readout(*network, W, b), photographs[0], hole, start)
     assert faces.overlap(aligned, true) > 0.75 and faces.overlap(start, true) < 0.7
 
 
@@ -189,8 +190,8 @@ def test_a_large_face_is_aligned_like_a_small_one():
 @pytest.mark.parametrize("told", [(9, 9, 9), (-9, -9, -9), (0, 0, 9)])
 def test_a_readout_that_is_wrong_stays_in_the_photograph(told, weights_32):
     network = inpaint.load_weights(weights_32)
-    d = faces.middle(faces.Readout(*network, None, None), torch.zeros(1, 3, 32, 32),
-                     torch.zeros(1, 1, 32, 32), None).shape[1]
+    d = faces.middle(*network[:2], torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32),
+                     None).shape[1]
     readout = faces.Readout(*network, torch.zeros(d, 3), torch.tensor(told).float())
     left, top, side = faces.align(readout, TWO, hole_at(TWO, MOUTH), (900, 400, 100))
     assert 1 <= side <= 1024

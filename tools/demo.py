@@ -70,8 +70,8 @@ WAYS = {"keep": "the network knows the hole",
 
 # What is served: the network as `load_weights` gives it, where it runs, its --weights as named,
 # its provenance, and the methods that it can be used with: {name: what it says of itself}; and the
-# sharpener, as `sharpen.find` gives it.
-Model = namedtuple("Model", "ddpm eps_model size device weights made ways sharpener")
+# sharpener, as `sharpen.find` gives it, and the readout of faces.py.
+Model = namedtuple("Model", "ddpm eps_model size device weights made ways sharpener readout")
 
 
 def load(weights=inpaint.WEIGHTS, where="cpu"):
@@ -79,7 +79,8 @@ def load(weights=inpaint.WEIGHTS, where="cpu"):
     ddpm, eps_model, size = inpaint.load_weights(path, where)
     sharpener = sharpen.find(None, path, size, where)
     made = provenance(path, 0, sharpener and sharpener.path)
-    return Model(ddpm, eps_model, size, where, weights, made, ways(ddpm, eps_model), sharpener)
+    return Model(ddpm, eps_model, size, where, weights, made, ways(ddpm, eps_model), sharpener,
+                 faces.load(path, ddpm, eps_model, size))
 
 
 def ways(ddpm, eps_model):
@@ -245,8 +246,7 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
     found = ()
     if path and size and methods.knows_hole(model.eps_model):          # as inpaint.py, by default
         yield ("looking for faces …", 0, 1, []), [], ""
-        readout = faces.load(model.weights, model.ddpm, model.eps_model, size)
-        found = inpaint.find_faces(photograph.rgb, hole, size, readout)
+        found = inpaint.find_faces(photograph.rgb, hole, size, model.readout)
     planned = inpaint.plan(hole, size, found=found)
     shown, sharpening = size, 0
     if model.sharpener and methods.has_network(name):

@@ -80,6 +80,7 @@ class Course:
     def __init__(self, weights=inpaint.WEIGHTS):
         self.ddpm, self.net, self.size = inpaint.load_weights(weights)
         self.sharpener = sharpen.find(None, weights, self.size)
+        self.shown = self.sharpener.size if self.sharpener else self.size
         self.readout = faces.load(weights, self.ddpm, self.net, self.size)
         self.x = data.to_float(astronaut(self.size)[None])
         self.subject = "a face" if methods.knows_hole(self.net) else "an image"
@@ -503,8 +504,7 @@ def compare(course, fig, picture, names, faces=None, sharpener=None):
 @figure("results")
 def side_by_side(course, fig):
     network, sharpener = methods.default(course.net), course.sharpener
-    size = sharpener.size if sharpener else course.size
-    compare(course, fig, astronaut(size)[None], {
+    compare(course, fig, astronaut(course.shown)[None], {
         network: f"diffusion ({network})", "encoder_decoder": "encoder-decoder", "glcic": "GLCIC",
         "gated_convolution": "gated convolution", "biharmonic": "biharmonic",
         "patchmatch": "PatchMatch"}, sharpener=sharpener)
@@ -546,12 +546,12 @@ def a_face_in_a_photograph(course, fig):
     hole[:, 60:150, 205:225] = 1
     method = methods.find(methods.default(course.net), course.ddpm, course.net,
                           min(20, course.ddpm.T), sharpener=course.sharpener)
-    size = course.sharpener.size if course.sharpener else course.size
     found = inpaint.find_faces(photograph, hole, course.size, course.readout)
     panels = {"to fill": torch.where(hole[0, :, :, None] > 0, 128, photograph).byte()}
     for title, known in (("window: 3 × the hole", ()), ("window: the face found", found)):
         planned = windows.plan(hole, course.size, known)
-        fills, _, _ = inpaint.complete(method.inpaint, photograph, hole, size, 1, planned=planned)
+        fills, _, _ = inpaint.complete(method.inpaint, photograph, hole, course.shown, 1,
+                                       planned=planned)
         (top, left, side, _), _ = planned[0]
         picture = Image.fromarray(fills[0].numpy())
         ImageDraw.Draw(picture).rectangle((left, top, left + side, top + side), outline="white",
