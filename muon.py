@@ -92,10 +92,10 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, momenta, momentum)
         steps = orthogonalize(torch.stack([matrix.flatten(1) for matrix in ahead]), bf16=self.bf16)
+        steps *= lr * 0.2 * max(shape) ** 0.5               # lr may be a tensor: support/graphs.py
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
-        torch._foreach_add_(parameters, [step.view_as(parameter)
-                                         for step, parameter in zip(steps, parameters)],
-                            alpha=-lr * 0.2 * max(shape) ** 0.5)
+        torch._foreach_sub_(parameters, [step.view_as(parameter)
+                                         for step, parameter in zip(steps, parameters)])
 
 
 def split(net, smallest=4096):

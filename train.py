@@ -30,7 +30,7 @@ import sharpen
 from ddpm import DDPM, PREDICTIONS, randn_like
 from muon import Muon, split
 from schedules import SCHEDULES
-from support import distributed, runs
+from support import distributed, graphs, runs
 from support.cli import BadInput, check_range, run
 from support.files import lock_folder, write_png
 from unet import UNet
@@ -48,10 +48,12 @@ def train(args, checkpoint=None):
     state = build(args, device)
     net, ema, *optimizers = state.values()
     generator = torch.Generator().manual_seed(args.seed)        # of batches, holes, t and noise
-    run = runs.Run(args, settings(args), state, "ema", generator, checkpoint)
+    run = runs.Run(args, len(images), settings(args), state, "ema", generator, checkpoint)
+    eps_model = distributed.parallel(net)
     if args.compile:
         net.compile()
-    eps_model = distributed.parallel(net)
+    alone = device.type == "cuda" and distributed.WORLD_SIZE == 1
+    replay = graphs.Replay(optimizers) if args.compile and alone else None
 
     for step in run.progress:                                   # Algorithm 1, line 1: repeat
         set_lr(optimizers, (args.lr, args.lr_adamw), lr_factor(step, args.steps, args.warmup))
@@ -60,7 +62,7 @@ def train(args, checkpoint=None):
         x0, coarse = (sharpen.draw_detail(x0, hole, args.coarse, generator) if args.coarse
                       else (x0, None))
         loss = algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator, args.bf16,  # 3 … 5
-                           coarse)
+                           coarse, replay)
         update_ema(ema, net, min(args.ema, (1 + step) / (10 + step)))
 
         run.record({"loss": loss})
@@ -71,20 +73,28 @@ def train(args, checkpoint=None):
     return ema
 
 
-def algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator=None, bf16=False, coarse=None):
+def algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator=None, bf16=False, coarse=None,
+                replay=None):
     """Algorithm 1 of Ho et al. 2020, lines 3 to 5, on a batch x0 [B, 3, H, W]; returns the loss.
 
     hole [B, 1, H, W]: noise is added, and the loss taken, only there. Under torchrun, x0 and hole
     are this process's share of the batch; t and ε are drawn for all of it, and shared out alike.
     ε is drawn on x0's device, seeded by the CPU's generator. A sharpener's x0 is the detail; it is
-    given coarse [B, 3, H, W].
+    given coarse [B, 3, H, W]. A `replay`, of support/graphs.py, makes line 5 one CUDA graph.
     """
     batch, device = len(x0) * distributed.WORLD_SIZE, x0.device
     t = torch.randint(ddpm.T, (batch,), generator=generator)              # 3: t ~ Uniform, 0 … T-1
     own = torch.Generator(device).manual_seed(int(torch.randint(2 ** 62, (), generator=generator)))
     noise = torch.randn(batch, *x0.shape[1:], generator=own, device=device)     # 4: ε ~ N(0, I)
     t, noise = distributed.share(t).to(device, non_blocking=True), distributed.share(noise)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):       # 5: descend on ∇_θ ‖…‖²
+    drawn = (x0, hole, t, noise) if coarse is None else (x0, hole, t, noise, coarse)
+    line_5 = partial(descend, ddpm, eps_model, optimizers, bf16)
+    return replay(line_5, *drawn) if replay else line_5(*drawn)
+
+
+def descend(ddpm, eps_model, optimizers, bf16, x0, hole, t, noise, coarse=None):
+    """Algorithm 1, line 5: a step down ∇_θ ‖ε - ε_θ‖²; returns the loss."""
+    with torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16):
         loss = ddpm.loss(given(eps_model, coarse), x0, hole, t, noise)
     for optimizer in optimizers:
         optimizer.zero_grad()
@@ -92,7 +102,7 @@ def algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator=None, bf16=Fals
     torch.nn.utils.clip_grad_norm_(eps_model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
-    return loss
+    return loss.detach()
 
 
 def given(eps_model, coarse=None):
@@ -231,7 +241,8 @@ def parse(argv=None):
         "images of this size to --size")
     add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
     add("--compile", action=argparse.BooleanOptionalAction,
-        help="compile the network, which takes a minute and a C++ compiler; default: on GPUs")
+        help="compile the network, which takes a minute and a C++ compiler; on one GPU, also replay "
+        "each step as a CUDA graph; default: on GPUs")
     args, checkpoint = runs.parse(parser, argv)
     runs.resolve_compile(args)
     check_range(args, 1, 10 ** 9, "steps", "warmup", "every")

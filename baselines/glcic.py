@@ -192,7 +192,7 @@ def learn(args, checkpoint=None):
     images = data.load(args.data, "train", args.size, limit=args.limit, cache=args.cache)
     state, generator = build(args), torch.Generator().manual_seed(args.seed)
     settings = {"width": args.width, "gated": args.gated}
-    run = runs.Run(args, settings, state, "C", generator, checkpoint)
+    run = runs.Run(args, len(images), settings, state, "C", generator, checkpoint)
     optimizers = [part for part in state.values() if isinstance(part, torch.optim.Optimizer)]
 
     for step in run.progress:

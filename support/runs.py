@@ -45,21 +45,22 @@ class Run:
     """What surrounds the training step: progress bar, log, checkpoints, and a clean stop.
 
     args         of the command; out, steps, batch, every and save_every are read here
+    images       how many there are to train on, which the progress bar says
     settings     what rebuilds the network; goes into both files
     state        {name: module or optimizer}: all that is trained, restored from `checkpoint`
     shipped      the name of the module that weights.pt holds
     generator    of the training's random numbers, on the CPU
     """
 
-    def __init__(self, args, settings, state, shipped, generator, checkpoint=None):
+    def __init__(self, args, images, settings, state, shipped, generator, checkpoint=None):
         self.args, self.settings, self.state, self.shipped = args, settings, state, shipped
         self.generator, self.first = generator, distributed.RANK == 0
         self.step, self.losses = restore(checkpoint, state, generator) if checkpoint else (0, [])
         self.begun = self.saved = time.monotonic()
         self.start, self.signals = self.step, on_signal()
         self.due = self.stopping = False
-        self.progress = tqdm(range(self.step, args.steps), "training", args.steps,
-                             initial=self.step, unit=" steps", disable=not self.first)
+        self.progress = tqdm(range(self.step, args.steps), f"training on {images:,} images",
+                             args.steps, initial=self.step, unit=" steps", disable=not self.first)
 
     def record(self, losses, lower="--lr"):
         """At the end of a step: its losses, {name: scalar tensor}. They are averaged over the

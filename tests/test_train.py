@@ -144,7 +144,9 @@ def test_held_out_images_change_nothing_but_the_log_and_may_be_missing(tmp_path,
         torch.testing.assert_close(trained["with"][part], trained["without"][part], rtol=0, atol=0)
     assert {line[2] for line in logged(tmp_path / "run without")} == {None}
     assert None not in {line[2] for line in logged(tmp_path / "run with")}
-    assert capsys.readouterr().err.count("no held-out loss: no image of the val split") == 1
+    said = capsys.readouterr().err
+    assert said.count("no held-out loss: no image of the val split") == 1
+    assert "training on 4 images" in said
 
 
 def test_the_learning_rate_rises_stays_and_falls():
