@@ -241,8 +241,8 @@ def parse(argv=None):
         "images of this size to --size")
     add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
     add("--compile", action=argparse.BooleanOptionalAction,
-        help="compile the network, which takes a minute and a C++ compiler; on one GPU, also replay "
-        "each step as a CUDA graph; default: on GPUs")
+        help="compile the network, which takes a minute and a C++ compiler, and on one GPU record "
+        "the step as a CUDA graph; default: on GPUs")
     args, checkpoint = runs.parse(parser, argv)
     runs.resolve_compile(args)
     check_range(args, 1, 10 ** 9, "steps", "warmup", "every")
