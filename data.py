@@ -12,6 +12,7 @@ import io
 import itertools
 import os
 import re
+import sys
 import zlib
 from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +94,8 @@ def find(sources):
     containers, seen = defaultdict(dict), set()       # (source, path): {name: member}
     for source in map(Path, sources):
         for folder, names in archives.walk(source, seen):
+            if folder != source and folder.name == "img_align_celeba":
+                _tell_left_out(folder)
             for name in names:
                 file = folder / name
                 if is_image(name) and file.is_file():
@@ -237,6 +240,15 @@ def _keywords(name, anywhere=False):
     words = [word for word in re.split(r"[-._ \d]+", name.lower()) if word]
     splits = {KEYWORDS[word] for word in words if word in KEYWORDS}
     return splits.pop() if len(splits) == 1 and (anywhere or len(words) == 1) else None
+
+
+@functools.cache                                                  # once is enough
+def _tell_left_out(celeba):
+    """Archives beside img_align_celeba/ may well hold the same images; archives.walk skips them."""
+    beside = [file.name for file in sorted(celeba.parent.iterdir()) if archives.is_archive(file)]
+    if beside:
+        print(f"{celeba.parent}: only {celeba.name}/ is read, not {', '.join(beside)} beside it; "
+              "name those, too, if they hold other images", file=sys.stderr)
 
 
 def _splits(source, path, members, listed):
