@@ -1,10 +1,10 @@
 """Images: CelebA as people have it, any other images, or faces drawn on the spot.
 
-A source is a folder of images, however deep (CelebA's `img_align_celeba/`, or one that holds it),
-an archive of them (zip, tar, or the hub's parquet), a folder of archives, several of these, or the
-word `synthetic`. Everything is decoded once into one uint8 array, cached on disk. Images
-are uint8 [N, H, W, 3] at the edges of the program and float [N, 3, H, W] in [-1, 1] inside;
-`to_float` and `to_uint8` are the only way between.
+A source is a folder of images, however deep (CelebA's `img_align_celeba/`, or one that holds it, of
+which nothing else is read), an archive of them (zip, tar, or the hub's parquet), a folder of
+archives, several of these, or the word `synthetic`. Everything is decoded once into one uint8
+array, cached on disk. Images are uint8 [N, H, W, 3] at the edges of the program and float [N, 3, H,
+W] in [-1, 1] inside; `to_float` and `to_uint8` are the only way between.
 """
 import functools
 import hashlib

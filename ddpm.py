@@ -228,6 +228,6 @@ def randn_like(x, generator=None):
 
 
 def randn(x, generator=None):
-    """`randn_like` where the generator is, without one on x's device."""
+    """Standard normal noise of x's shape, on the generator's device, or on x's without one."""
     source = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, device=source, dtype=x.dtype)

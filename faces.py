@@ -8,7 +8,7 @@ A hole hinders it, and its squares are rough. Then the network itself moves the 
 with noise in its hole, the middle of the U-Net tells, by a linear function, how far CelebA's window
 is. That is fitted on windows that were displaced at random, by ridge regression:
 
-    (dx, dy, log scale) = W · middle + b
+    (dx, dy, log scale) = middle · W + b
 
 docs/choices.md has its precision, and what it is worth.
 """
@@ -28,20 +28,65 @@ from support.cli import BadInput, check_range, run
 from support.files import content, read_tensors, reading, write_tensors
 from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
+SMOOTHED = 128      # pixels, the side to which a hole's surroundings are reduced to smooth it over
 SEEN = 512          # pixels, the side of the square that the detector is shown
 LEAST = 48          # pixels, the smallest face there, from the brows to the chin
 SIDE = 1.35         # of CelebA's window around a face, in sides of the square detected, and
 RISE = 0.15         # how much higher its middle is: medians over 150 validation photographs
 SPREAD = 0.06, 0.06, 0.12       # deviations of the displacements to learn from: dx, dy, log scale
+CLOSE = 0.8         # of a square photograph's side: one with a larger face is seen whole
 ROUNDS, COPIES = 5, 8           # windows are moved so often, by the mean of so many near ones
 
 Readout = namedtuple("Readout", "ddpm eps_model size W b")
 
 
-def surroundings(hole):
-    """The square box around a hole [1, H, W] in which a face may lie whose window serves it."""
+def find(photograph, hole, size, readout=None):
+    """[(left, top, side), …]: the faces in a photograph, uint8 [H, W, 3], whose squares hold a part
+    of its hole [1, H, W], none smaller than the network's images, of `size`.
+
+    They are detected with the hole smoothed over. With a `readout`, the network aligns them; where
+    none is detected, it aligns the window otherwise used, if there is only one. Aligned ones come
+    first. None is looked for in CelebA's photographs, whose windows are known, nor along a hole
+    longer than twice the photograph's shorter side; a square photograph that is nearly all face has
+    none.
+    """
+    height, width = hole.shape[1:]
+    if not hole.any() or (width, height) == data.ALIGNED:
+        return []
+    around, general = surroundings(hole, size), windows.plan(hole, size)
+    if around[2] > 2 * min(height, width):
+        return []
+
+    def serves(face):
+        return face[2] >= size and windows.plan(hole, size, [face]) != general
+    detected = detect(smooth(photograph, hole, around), around)
+    detected = distinct([face for face in detected if serves(face)])
+    near = detected
+    if not detected and len(general) == 1:
+        (top, left, side, _), _ = general[0]
+        near = [(left, top, side)]
+    aligned = [align(readout, photograph, hole, face) for face in near] if readout else []
+    found = [face for face in distinct(aligned) + detected if serves(face)]
+    return [] if found and width == height and found[0][2] > CLOSE * width else found
+
+
+def surroundings(hole, size):
+    """The square box around a hole [1, H, W] in which faces are looked for."""
     part = windows.bounds(hole[0].numpy() > 0)
-    return windows.around(part, hole.shape[1:], (windows.FINEST + 1) * max(part[2:]))
+    side = max((windows.FINEST + 1) * max(part[2:]), 2 * size)
+    return windows.around(part, hole.shape[1:], side)
+
+
+def smooth(photograph, hole, box):
+    """The photograph with the smoothest surface in its hole, computed on a reduced box around it.
+    """
+    from baselines import biharmonic  # 0.1 s, and seldom needed
+
+    seen, part = windows.shrink(photograph, hole, box, (SMOOTHED, SMOOTHED))
+    filled = data.to_uint8(biharmonic.inpaint(data.to_float(seen[None]), part[None]))[0]
+    smoothed, cell = photograph.clone(), windows.bounds(hole[0].numpy() > 0)
+    windows.paste(smoothed, hole, box, cell, filled)
+    return smoothed
 
 
 def detect(photograph, box):
@@ -75,8 +120,8 @@ def overlap(one, other):
 
 def distinct(squares):
     """Of squares that overlap, only the one that most others overlap; it comes first."""
-    left, kept = sorted(squares, key=lambda one: -sum(overlap(one, other) for other in squares)), []
-    for square in left:
+    kept = []
+    for square in sorted(squares, key=lambda one: -sum(overlap(one, other) for other in squares)):
         if all(overlap(square, other) < 0.3 for other in kept):
             kept.append(square)
     return kept
@@ -86,8 +131,8 @@ def distinct(squares):
 
 def align(readout, photograph, hole, face):
     """(left, top, side) of CelebA's window near that of a face, in a photograph, uint8 [H, W, 3],
-    with a hole [1, H, W]: in each of ROUNDS, COPIES windows displaced at random around the last say
-    where it is, and their mean is the next."""
+    with a hole [1, H, W]. In each of ROUNDS rounds, COPIES windows are displaced at random around
+    the present one; each says where CelebA's window is, and their mean is the next."""
     generator, (height, width) = torch.Generator().manual_seed(0), hole.shape[1:]
     scale = max(1, round(face[2] / (4 * readout.size)))               # a large face is reduced once
     if scale > 1:
@@ -192,15 +237,17 @@ def examples(ddpm, eps_model, size, photographs, copies, generator):
             for photograph, near in zip(block, squares.split(copies)))))
         holes = masks.mixture(n, size, generator)
         holes = torch.maximum(torch.where(holes.amin(dim=(1, 2, 3), keepdim=True) > 0, 0, holes),
-                              outside)                       # where all would be hole, nothing is
+                              outside)                      # no hole instead of a full one
         middles.append(middle(ddpm, eps_model, images, holes, generator).half())
     return torch.cat(middles), torch.cat(targets)
 
 
 def ridge(X, Y):
-    """W [d, 3], b [3] of Y = X W + b, by ridge regression on standardized X [n, d]."""
-    mean, scale, target = X.float().mean(dim=0), X.float().std(dim=0) + 0.05, Y.mean(dim=0)
-    Z = ((X.float() - mean) / scale).double()
+    """W [d, 3], b [3] of Y ≈ X W + b by ridge regression: W = Zᵀ (Z Zᵀ + λ I)⁻¹ (Y - Ȳ), where Z is
+    the standardized X [n, d] and λ the mean of Z Zᵀ's diagonal. As n < d, n × n is solved."""
+    X = X.float()
+    mean, scale, target = X.mean(dim=0), X.std(dim=0) + 0.05, Y.mean(dim=0)
+    Z = ((X - mean) / scale).double()
     gram = Z @ Z.T
     gram.diagonal().add_(gram.diagonal().mean())
     W = (Z.T @ torch.linalg.solve(gram, (Y - target).double())).float() / scale[:, None]

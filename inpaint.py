@@ -40,8 +40,6 @@ from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
 OWN = 512         # pixels, the side from which on a method of any size works on a reduced window
-SMOOTHED = 128    # pixels, the side to which a hole's surroundings are reduced to smooth it over
-CLOSE = 0.8       # of a square photograph's side: one with a larger face is seen whole
 SHOWN = 6         # windows at most in STEM.png, each in panels of
 PANEL = 256       # pixels or, if it is larger, its own size
 
@@ -102,8 +100,8 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
     size     of the images that the method takes, which shows it the photograph through windows.py;
              None: it takes any size, and sees the photograph's own pixels, reduced only in windows
              of over OWN
-    planned  what `plan` gave, if it has been called already, for a known face, or, if a sharpener
-             follows, for the first network's size
+    planned  windows, as `plan` returns them; default: plan(hole, size). Needed for a known face,
+             and for a sharpener, whose `size` is larger than the first network's
 
     Returns (fills, views, order): uint8 [samples, H, W, 3], the most typical first, exactly the
     photograph outside the hole; for every window, its box in the photograph, what the method saw
@@ -142,49 +140,12 @@ def typical_first(views, samples):
 
 def plan(hole, size=None, face=None, found=()):
     """The windows in which `complete` fills a hole, as from windows.plan. face is (left, top, side)
-    of the face's square, or None: where CelebA has it, else one of those that `find_faces` found,
+    of the face's square, or None: where CelebA has it, else one of those that `faces.find` found,
     else all of a square photograph."""
     if size is None:
         return windows.plan(hole, OWN)
     face = face or windows.face_in(*hole.shape[1:])
     return windows.plan(hole, size, [*found, face] if face else found)
-
-
-def find_faces(photograph, hole, size, readout=None):
-    """[(left, top, side), …]: the faces (faces.py) whose squares hold a part of the hole. They are
-    detected with the hole smoothed over; with a `readout`, the network aligns them, or where none
-    is detected, the window that would be used otherwise, if it is one. Aligned ones come first.
-    None is smaller than the network's images, of `size`. In CelebA's photographs, whose windows are
-    known, and along a hole of twice the photograph's lesser side, none is looked for; a square
-    photograph that is nearly all face has none.
-    """
-    height, width = hole.shape[1:]
-    if not hole.any() or (width, height) == data.ALIGNED:
-        return []
-    around, general = faces.surroundings(hole), windows.plan(hole, size)
-    if around[2] > 2 * min(height, width):                            # along a strip
-        return []
-
-    def serves(face):
-        return face[2] >= size and windows.plan(hole, size, [face]) != general
-    detected = faces.detect(smooth(photograph, hole, around), around)
-    detected = faces.distinct([face for face in detected if serves(face)])
-    near = detected
-    if not detected and len(general) == 1:
-        (top, left, side, _), _ = general[0]
-        near = [(left, top, side)]
-    aligned = [faces.align(readout, photograph, hole, face) for face in near] if readout else []
-    found = [face for face in faces.distinct(aligned) + detected if serves(face)]
-    return [] if found and width == height and found[0][2] > CLOSE * width else found
-
-
-def smooth(photograph, hole, box):
-    """The photograph with the smoothest surface in its hole, computed on a reduced box around it.
-    """
-    from baselines import biharmonic  # 0.1 s, and seldom needed
-
-    window = box, windows.bounds(hole[0].numpy() > 0)
-    return complete(biharmonic.inpaint, photograph, hole, SMOOTHED, 1, planned=[window])[0][0]
 
 
 def astronaut():
@@ -288,7 +249,8 @@ def parse():
         "that shows the face as CelebA does: eyes at half its height, 0.28 of its width apart; "
         "default: where one is found")
     add("--find-faces", action=argparse.BooleanOptionalAction, help="look for the faces that have "
-        "a hole, about a second a photograph; default: unless the weights are other people's")
+        "a hole: 1 s for 512×512 pixels, a few for 12 megapixels; default: unless the weights "
+        "are other people's")
     add("--method", help=", ".join(methods.METHODS) + ", or a file of your own; default: keep, or "
         "pigdm with weights that know no hole")
     add("--train", nargs="+", metavar="PATH", help="training images, for a method that learns from "
@@ -343,7 +305,7 @@ def main():
     look = methods.knows_hole(eps_model) if args.find_faces is None else args.find_faces
     known = args.face or not args.images                     # the astronaut's, too
     seek = None if known or not look or size is None else partial(
-        find_faces, size=size, readout=faces.load(args.weights, ddpm, eps_model, size))
+        faces.find, size=size, readout=faces.load(args.weights, ddpm, eps_model, size))
     shown = sharpener.size if sharpener else size
     with lock_folder(args.out), tqdm(total=len(photographs) * calls(method, samples, args.batch),
                                      desc="inpainting", unit=" calls") as bar:

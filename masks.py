@@ -55,7 +55,7 @@ def freeform(batch, size, generator=None, device="cpu"):
 
 
 def hybrid(batch, size, generator=None, device="cpu"):
-    """A random box and brush strokes distributed."""
+    """A random box and brush strokes."""
     u = uniform(batch, 5 + STROKES * STROKE_NUMBERS, generator, device)
     return torch.maximum(_random_box(u[:, :4], size), _strokes(u[:, 4:], size))
 

@@ -13,7 +13,7 @@ def orthogonalize(matrices, steps=5, bf16=False):
     """U Vᵀ of each matrix M = U S Vᵀ, nearly: [N, rows, columns] -> the same shape, float32.
 
     Newton–Schulz iteration: X ← A X + B (X Xᵀ) X + C (X Xᵀ)² X from X = M / ‖M‖_F moves every
-    singular value s to A s + B s³ + C s⁵; five steps take those above 0.01 to 0.7 … 1.2. Where
+    singular value s to A s + B s³ + C s⁵; five steps take those above 0.01 to 0.7 … 1.1. Where
     bfloat16 products are fast, they are exact enough for it.
     """
     M = matrices.float()

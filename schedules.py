@@ -24,7 +24,7 @@ def linear_betas(T=300, start=1e-4, end=0.02):
 
 def rescaled_betas(T=300):
     """The straight line that T = 1000 has, in T steps: β from 0.1/T to 20/T, so that ᾱ falls as it
-    does there, to ᾱ_T ≈ 3.4e-5 at T = 300; below T = 20, clipped as the cosine's is."""
+    does there, to ᾱ_T ≈ 3.4e-5 at T = 300; up to T = 20, clipped as the cosine's is."""
     _check(T)
     return linear_betas(T, 0.1 / T, min(20 / T, 0.999))
 

@@ -52,8 +52,8 @@ def train(args, checkpoint=None):
     eps_model = distributed.parallel(net)
     if args.compile:
         net.compile()
-    alone = device.type == "cuda" and distributed.WORLD_SIZE == 1
-    replay = graphs.Replay(optimizers) if args.compile and alone else None
+    one_gpu = device.type == "cuda" and distributed.WORLD_SIZE == 1
+    replay = graphs.Replay(optimizers) if args.compile and one_gpu else None
 
     for step in run.progress:                                   # Algorithm 1, line 1: repeat
         set_lr(optimizers, (args.lr, args.lr_adamw), lr_factor(step, args.steps, args.warmup))

@@ -8,7 +8,7 @@ coarse image too.
                             16×16   blocks ── skips ── blocks      with self-attention
                                        ↓                ↑
                               8×8   blocks ── skips ── blocks      with self-attention
-                                       ↘── bottleneck ──↗
+                                       ↘──── middle ────↗
 
 Ho et al. 2020, appendix B, with adaptive group normalization (Dhariwal and Nichol 2021, section 3)
 and pixels gathered into 2×2 patches before the first convolution: full-resolution layers, the
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-LARGEST = 1024                  # positions for which attention's weights are kept, all of them
+LARGEST = 1024          # positions up to which attention is written out, its weights in memory
 
 
 def timestep_embedding(t, dim, longest=10_000):
@@ -35,7 +35,8 @@ def timestep_embedding(t, dim, longest=10_000):
 
 
 class AdaGN(nn.Module):
-    """Adaptive group normalization: y_s · GroupNorm(h) + y_b, linear in the time embedding."""
+    """Adaptive group normalization: (1 + y_s) · GroupNorm(h) + y_b; y_s and y_b are linear in the
+    time embedding."""
 
     def __init__(self, channels, time_dim):
         super().__init__()

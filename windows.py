@@ -79,11 +79,6 @@ def bounds(found):
     return (*map(int, (rows[0], columns[0], 1 + rows[-1] - rows[0], 1 + columns[-1] - columns[0])),)
 
 
-def inside(box, other):
-    return all(other[i] <= box[i] and box[i] + box[i + 2] <= other[i] + other[i + 2]
-               for i in (0, 1))
-
-
 def union(boxes):
     """The smallest box around boxes."""
     tops, lefts, heights, widths = np.array(boxes).T

@@ -15,9 +15,7 @@ Cost, on one thread of an AMD EPYC (busy; medians of 5 or more, process time): a
 centre hole 0.3 s at 64×64 and 2.7 s at 256×256; with thin lines, 9 % of the pixels, 0.3 s and
 2.3 s. Memory: 8 MB and 120 MB beyond the picture, as every patch has a row of its own: most of the
 time goes into fetching patches from all over the picture, and a row is fetched in one piece.
-ROUNDS = 3 takes half as long; on 24 of CelebA's validation images at 64×64, the hole's PSNR was
-then lower by 0.46 ± 0.18 dB with the centre hole, and higher by 0.08 ± 0.11 dB with irregular ones
-(mean ± standard error of the paired difference, seed 0).
+docs/speed.md has what fewer ROUNDS cost.
 """
 import torch
 import torch.nn.functional as F

@@ -44,8 +44,9 @@ def of_a_system(name):
 
 
 def walk(source, seen):
-    """(folder, names of its files) of the source and of every folder below it. Links are followed,
-    last, but not to the folders around the source; no folder is visited twice."""
+    """(folder, names of its files) of the source and of every folder below it; beside a folder
+    img_align_celeba, of nothing else. Links are followed, last, but not to the folders around the
+    source; no folder is visited twice."""
     if not source.is_dir():
         yield source.parent, [source.name]
         return

@@ -1,7 +1,7 @@
 """A training step as one CUDA graph: the GPU is told once, not kernel by kernel, what to do.
 
-A step launches some 2,000 kernels, most of them small. Launching one takes longer than running it,
-so without this the GPU mostly waits (docs/speed.md has both, measured).
+A step launches some 2,000 kernels, most of them small. Launching them takes longer than running
+them: 78 ms, not 25, for 256 images of 64×64 on an H200 (docs/speed.md).
 """
 import torch
 

@@ -97,8 +97,8 @@ class Run:
 
     def save(self):
         """Write checkpoint.pt and weights.pt, if it is time to; after a signal, end the process.
-        Log lines come by steps, of which they cost a share, and checkpoints by seconds, of which
-        writing one takes as many on the fastest GPU."""
+        Log lines are due by steps, as one costs as much as some steps; checkpoints by seconds, as
+        writing one takes as long on the fastest GPU."""
         late = time.monotonic() - self.saved >= self.args.save_every
         if self.due:
             self.losses.clear()
@@ -261,12 +261,13 @@ def initialize(net, path):
 def add_flags(parser, out):
     """The flags that every training shares."""
     add = parser.add_argument
-    add("--data", nargs="+", metavar="PATH", help="folders or zips of images, or synthetic")
+    add("--data", nargs="+", metavar="PATH",
+        help="folders, zip, tar or parquet files of images; or synthetic")
     add("--out", default=out, help="folder for checkpoint, weights, log and samples")
     add("--resume", action="store_true", help="go on from the checkpoint in --out")
     add("--steps", type=int, default=20_000, help="optimizer steps in all")
     add("--batch", type=int, default=32, help="images a step")
-    add("--every", type=int, default=250, help="steps between log lines")
+    add("--every", type=int, default=250, help="steps between log lines, each with new samples.png")
     add("--save-every", type=float, default=60, metavar="SECONDS",
         help="between checkpoints, which are written after a log line, at the end and on Ctrl-C")
     add("--size", type=int, default=64, help="side of the images, pixels")

@@ -26,6 +26,7 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 import data
+import faces
 import inpaint
 import masks
 import methods
@@ -152,12 +153,12 @@ def test_faces_are_looked_for_in_a_photograph_of_ones_own(fill, own, monkeypatch
     def plan(hole, size, found, plan=inpaint.plan):
         seen.append(found)
         return plan(hole, size, found=found)
-    seen, faces = [], [(20, 10, 60)]
-    monkeypatch.setattr(inpaint, "find_faces", lambda *_: faces)
+    seen, squares = [], [(20, 10, 60)]
+    monkeypatch.setattr(faces, "find", lambda *_: squares)
     monkeypatch.setattr(inpaint, "plan", plan)
     states = [state[0] for state, *_ in fill(photograph(tmp_path / "a.png", 150, 100) if own
                                              else None, "center")]
-    assert seen == ([faces] if own else [()])
+    assert seen == ([squares] if own else [()])
     assert (states[0] == "looking for faces …") == own
 
 

@@ -36,14 +36,14 @@ def test_a_face_is_found_at_any_size(scale):
     photograph = ASTRONAUT.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     box = tuple(scale * number for number in MOUTH)
     hole = hole_at(photograph, box)
-    found, *_ = inpaint.find_faces(photograph, hole, SIZE)
+    found, *_ = faces.find(photograph, hole, SIZE)
     assert faces.overlap(found, [scale * number for number in FACE]) > 0.65
     assert inpaint.plan(hole, SIZE, found=[found]) == [((found[1], found[0], *2 * found[2:]), box)]
 
 
 def test_every_face_with_a_hole_has_a_window():
     hole = hole_at(TWO, MOUTH, moved(MOUTH, 512))
-    found = inpaint.find_faces(TWO, hole, SIZE)
+    found = faces.find(TWO, hole, SIZE)
     plan = sorted(inpaint.plan(hole, SIZE, found=found), key=lambda window: window[1][1])
     assert [cell for _, cell in plan] == [MOUTH, moved(MOUTH, 512)]
     for (top, left, side, _), right in zip((box for box, _ in plan), (0, 512)):
@@ -51,7 +51,7 @@ def test_every_face_with_a_hole_has_a_window():
 
 
 def test_of_two_faces_only_the_one_with_a_hole_is_found():
-    (found,) = inpaint.find_faces(TWO, hole_at(TWO, moved(MOUTH, 512)), SIZE)
+    (found,) = faces.find(TWO, hole_at(TWO, moved(MOUTH, 512)), SIZE)
     assert faces.overlap(found, (FACE[0] + 512, *FACE[1:])) > 0.65
 
 
@@ -59,7 +59,7 @@ def test_what_is_in_the_hole_plays_no_part():
     hole = hole_at(TWO, MOUTH)
     noise = torch.randint(256, TWO.shape, generator=torch.Generator().manual_seed(0)).byte()
     other = torch.where(hole[0, :, :, None] > 0, noise, TWO)
-    assert inpaint.find_faces(TWO, hole, SIZE) == inpaint.find_faces(other, hole, SIZE) != []
+    assert faces.find(TWO, hole, SIZE) == faces.find(other, hole, SIZE) != []
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def readout(monkeypatch):
 def test_the_network_aligns_what_was_detected_and_finds_what_was_not(readout):
     for box in (MOUTH, EYES):
         hole = hole_at(TWO, box)
-        assert inpaint.find_faces(TWO, hole, SIZE, readout)[0] == FACE
+        assert faces.find(TWO, hole, SIZE, readout)[0] == FACE
     assert len(readout.b) == 2 * faces.ROUNDS
     first, *_, last = readout.b[faces.ROUNDS:]                      # near the hole, near the face
     assert abs(first.mean(dim=0)[:2] - torch.tensor([230, 150])).max() < 30
@@ -124,19 +124,19 @@ def test_a_readout_finds_how_far_windows_were_moved():
 
 def test_nothing_is_found_where_there_is_no_face_or_its_place_is_known(monkeypatch):
     coffee = torch.from_numpy(skimage.data.coffee())
-    assert inpaint.find_faces(coffee, hole_at(coffee, (150, 250, 60, 60)), SIZE) == []
+    assert faces.find(coffee, hole_at(coffee, (150, 250, 60, 60)), SIZE) == []
     square = torch.from_numpy(skimage.data.astronaut()[22:178, 148:304])
     hole = hole_at(square, (108, 57, 24, 50))
     monkeypatch.setattr(faces, "align", lambda *_: (3, -2, 150))                  # of 156
-    assert inpaint.find_faces(square, hole, SIZE, "readout") == []
+    assert faces.find(square, hole, SIZE, "readout") == []
     monkeypatch.setattr(faces, "align", lambda *_: (20, 10, 120))
-    assert inpaint.find_faces(square, hole, SIZE, "readout")[0] == (20, 10, 120)
+    assert faces.find(square, hole, SIZE, "readout")[0] == (20, 10, 120)
     aligned = square.new_zeros(218, 178, 3)
     monkeypatch.setattr(faces, "detect", None)
-    assert inpaint.find_faces(aligned, hole_at(aligned, (100, 60, 30, 30)), SIZE) == []
-    assert inpaint.find_faces(TWO, hole_at(TWO), SIZE) == []
+    assert faces.find(aligned, hole_at(aligned, (100, 60, 30, 30)), SIZE) == []
+    assert faces.find(TWO, hole_at(TWO), SIZE) == []
     strip = square.new_zeros(8, 200_000, 3)                # its surroundings would be 40 gigapixels
-    assert inpaint.find_faces(strip, hole_at(strip, (0, 0, 8, 200_000)), SIZE) == []
+    assert faces.find(strip, hole_at(strip, (0, 0, 8, 200_000)), SIZE) == []
 
 
 def test_a_face_found_is_preferred_to_all_of_a_square_photograph_and_one_given_to_both():

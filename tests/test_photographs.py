@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
 import data
+import faces
 import inpaint
 from helpers import photograph
 
@@ -260,7 +261,7 @@ def test_the_network_is_shown_the_face_that_is_found(command, tmp_path):
     mask_file(tmp_path / "m" / "mask.png", 1024, 512, (717, 130, 767, 154))        # the right mouth
     given = tmp_path / "a.png", "--mask", tmp_path / "m" / "mask.png"
     hole = torch.from_numpy(np.asarray(opened(given[2]))[None] > 0).float()
-    (found,) = inpaint.find_faces(torch.from_numpy(two), hole, SIZE)
+    (found,) = faces.find(torch.from_numpy(two), hole, SIZE)
     assert 640 < found[0] < 680 and 120 < found[2] < 160
     for flags, square in (((), found), (["--no-find-faces"], (667, 67, 150))):
         command(*given, *flags)

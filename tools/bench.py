@@ -35,6 +35,7 @@ import scores
 import train
 from ddpm import DDPM
 from schedules import rescaled_betas
+from support import graphs
 from support.cli import BadInput, check_range, device, run
 from support.files import ROOT
 from support.runs import resolve_bf16, resolve_compile
@@ -57,9 +58,14 @@ def works(args, net, x0, hole, plain=False):
     if args.compile and not plain:
         net.compile()
 
+    one_gpu = x0.device.type == "cuda" and args.compile and not plain
+    replay = graphs.Replay(optimizers) if one_gpu else None
+
     def step():
-        train.algorithm_1(ddpm, net, optimizers, x0, hole, generator, bf16)
+        train.algorithm_1(ddpm, net, optimizers, x0, hole, generator, bf16, replay=replay)
         update_ema(ema, net, 0.999)
+    for _ in range(graphs.WARM_UP if replay else 0):
+        step()
     look = autocast(torch.no_grad()(lambda: net(x0, t, hole)))
     return look, step, autocast(lambda: ddpm.sample(net, x0, hole, args.calls, 0.0))
 

@@ -130,7 +130,7 @@ def data_url(picture, kind="PNG"):
     return f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def shown(photograph):
+def canvas(photograph):
     """The Photograph that the hole is painted on, as a data URL."""
     picture = Image.fromarray(photograph.rgb.numpy())
     return data_url(picture.resize(canvas_size(picture.size)), "JPEG")
@@ -246,7 +246,7 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
     found = ()
     if path and size and methods.knows_hole(model.eps_model):          # as inpaint.py, by default
         yield ("looking for faces …", 0, 1, []), [], ""
-        found = inpaint.find_faces(photograph.rgb, hole, size, model.readout)
+        found = faces.find(photograph.rgb, hole, size, model.readout)
     planned = inpaint.plan(hole, size, found=found)
     shown, sharpening = size, 0
     if model.sharpener and methods.has_network(name):
@@ -358,7 +358,7 @@ def asking(gr, model):
             editor = gr.HTML(
                 "", html_template=(FILES / "paint.html").read_text(), apply_default_css=False,
                 js_on_load=(FILES / "paint.js").read_text(), elem_id="editor", paint=PAINT,
-                photograph=shown(Photograph(inpaint.astronaut())))
+                photograph=canvas(Photograph(inpaint.astronaut())))
             gr.Markdown("Paint over what is to be filled, or have a hole drawn:")
             with gr.Row(elem_id="families"):
                 drawn = {family: gr.Button(family, size="sm", min_width=60)
@@ -422,7 +422,7 @@ def page(gr, model, front):
         with mistakes(gr):
             photograph = read_photograph(path)[1]
             return path, gr.HTML(draw(family, photograph.size) if family else "",
-                                 photograph=shown(photograph))
+                                 photograph=canvas(photograph))
 
     def suit(name):
         with mistakes(gr):
