@@ -28,8 +28,8 @@ from support.cli import BadInput, check_range, run
 from support.files import content, read_tensors, reading, write_tensors
 from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
-SMOOTHED = 128      # pixels, the side to which a hole's surroundings are reduced to smooth it over
-SEEN = 512          # pixels, the side of the square that the detector is shown
+SEEN = 512          # pixels, the side of the square that the detector is shown, reduced
+SMOOTHED = 128      # again to smooth the hole in it over
 LEAST = 48          # pixels, the smallest face there, from the brows to the chin
 SIDE = 1.35         # of CelebA's window around a face, in sides of the square detected, and
 RISE = 0.15         # how much higher its middle is: medians over 150 validation photographs
@@ -78,25 +78,24 @@ def surroundings(hole, size):
 
 
 def smooth(photograph, hole, box):
-    """The photograph with the smoothest surface in its hole, computed on a reduced box around it.
-    """
+    """The box of the photograph, uint8 [SEEN, SEEN, 3], with the smoothest surface in its hole,
+    computed on a smaller one."""
     from baselines import biharmonic  # 0.1 s, and seldom needed
 
-    seen, part = windows.shrink(photograph, hole, box, (SMOOTHED, SMOOTHED))
-    filled = data.to_uint8(biharmonic.inpaint(data.to_float(seen[None]), part[None]))[0]
-    smoothed, cell = photograph.clone(), windows.bounds(hole[0].numpy() > 0)
-    windows.paste(smoothed, hole, box, cell, filled)
-    return smoothed
+    seen, part = windows.shrink(photograph, hole, box, (SEEN, SEEN))
+    whole = 0, 0, SEEN, SEEN
+    small, small_part = windows.shrink(seen, part, whole, (SMOOTHED, SMOOTHED))
+    filled = biharmonic.inpaint(data.to_float(small[None]), small_part[None])
+    windows.paste(seen, part, whole, whole, data.to_uint8(filled)[0])
+    return seen
 
 
-def detect(photograph, box):
+def detect(seen, box):
     """[(left, top, side), …], the smallest first: CelebA's windows of the faces in a box of the
-    photograph, uint8 [H, W, 3]."""
+    photograph, of which uint8 [SEEN, SEEN, 3] is seen."""
     from skimage.data import lbp_frontal_face_cascade_filename
     from skimage.feature import Cascade  # 0.2 s, and seldom needed
 
-    no_hole = torch.zeros(1, *photograph.shape[:2])
-    seen, _ = windows.shrink(photograph, no_hole, box, (SEEN, SEEN))
     squares = Cascade(lbp_frontal_face_cascade_filename()).detect_multi_scale(
         seen.numpy(), scale_factor=1.1, step_ratio=1, min_size=(LEAST, LEAST),
         max_size=(SEEN, SEEN))
