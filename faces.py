@@ -264,6 +264,8 @@ def parse():
     add("--seed", type=int, default=0, help="of windows, holes and noise")
     add("--cache", default="cache", help="folder for decoded images")
     args = parser.parse_args()
+    if args.data == ["synthetic"]:
+        raise BadInput("--data: drawn faces teach nothing of where CelebA has them")
     check_range(args, 1, 10 ** 6, "limit", "copies")
     check_range(args, 0, 10 ** 9, "seed")
     return args

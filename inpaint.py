@@ -13,6 +13,7 @@ second network sharpens our network's fills (sharpen.py). The others see its own
 """
 import argparse
 import hashlib
+import itertools
 import sys
 import time
 from functools import partial
@@ -35,7 +36,7 @@ import windows
 from support.cli import BadInput, check_range, device, one_line, run
 from support.files import lock_folder, provenance, write_png
 from support.foreign import local
-from support.photographs import Holes, Photograph, find
+from support.photographs import Holes, Photograph, find, walk
 from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
@@ -225,14 +226,43 @@ def write_results(out, name, photograph, hole, fills, views, metadata):
     for path, picture in pictures.items():
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         write_png(picture, out / f"{path}.png", metadata)
+    for k in itertools.count(len(fills)):                # left by an earlier run of more --samples
+        left = out / f"{name}_{k}.png"
+        if not is_result(left):
+            break
+        left.unlink()
 
 
 def check_out(args):
-    """Refuse to write where an input lies, which a result could overwrite."""
+    """Refuse to write where an input lies, which a result could overwrite, or where photographs
+    would be passed over, as a folder's results are when it is filled again."""
     out, mask = Path(args.out).resolve(), [] if args.mask in masks.MASKS else [args.mask]
     for path in map(Path, [*args.images, *mask]):
         if out == (path if path.is_dir() else path.parent).resolve():
             raise BadInput(f"--out {args.out} is where {path} lies: results could overwrite it")
+        if path.is_dir() and path.resolve() in out.parents and out.is_dir():
+            for image in walk(out):
+                if not is_result(image):
+                    raise BadInput(f"--out {args.out} lies in {path} and holds {image}, which is "
+                                   "no result: name another --out")
+
+
+def check_results(out, name, samples):
+    """Refuse to replace pictures that are not results."""
+    for path in (f"{name}.png", f"{name}_input.png", f"{name}_hole.png",
+                 *(f"{name}_{k}.png" for k in range(samples))):
+        if (out / path).exists() and not is_result(out / path):
+            raise BadInput(f"{out / path} is no result of inpaint.py, and would be overwritten: "
+                           "name another --out")
+
+
+def is_result(path):
+    """Whether a file is a picture that write_results wrote, which says by which command."""
+    try:
+        with Image.open(path) as picture:
+            return "command" in picture.info
+    except OSError:                                     # missing, or no picture
+        return False
 
 
 def parse():
@@ -270,6 +300,8 @@ def parse():
     add("--out", default="out", help="folder for the results")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    if not all([args.mask, *args.images]):
+        raise BadInput("a photograph or --mask without a name: is a variable empty?")
     check_range(args, 1, 65_535, "samples", "batch")
     check_range(args, 0, 10 ** 9, "seed")
     check_range(args, 0, 10 ** 4, "grow")
@@ -342,9 +374,12 @@ def fill_one(args, method, size, shown, seek, samples, bar, name, photograph, ho
     a network of `size`, and the method is shown them at the size `shown`: a sharpener's is larger.
     seek(photograph, hole) finds faces.
     """
+    check_results(Path(args.out), name, samples)
     found = seek(photograph.rgb, hole) if seek else ()
     planned, done, one = (plan(hole, size, args.face, found), bar.n,
                           calls(method, samples, args.batch))
+    if args.face and size and windows.plan(hole, size, [args.face]) == windows.plan(hole, size):
+        bar.write(f"{name}: no part of the hole suits --face, which is not used", file=sys.stderr)
     work = one * max(1, len(planned))
     bar.total = max(bar.total + work - one, done + work)          # a photograph may have more holes
     fills, views, _ = complete(method.inpaint, photograph.rgb, hole, shown, samples, args.seed,

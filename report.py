@@ -1,8 +1,8 @@
 """The report of an evaluation: tables, scores.csv, results.json and a picture."""
+import contextlib
 import csv
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +79,14 @@ def table(results, rulers=(), suffix=""):
 def text(args, images, found, results, versions):
     """All tables as one text that says what was scored."""
     scoring = max(np.median(values["scoring"]) for values in found.values())
+    drawn = sorted({int(r["samples"]) for r in results if r.get("samples", 1) > 1})
+    samples = f"K = {', '.join(map(str, drawn)) or 1} samples"
     real, rulers = next((r for r in results if "n_real" in r), None), ()
     lines = [f"{len(images)} images of the {args.split} split, {args.size}×{args.size} (crop "
-             f"{args.crop}), the same holes for all, seed {args.seed}; K = {args.samples} samples "
-             f"of {args.steps} steps of a method that draws. Scores of the "
-             "composite, known pixels exact, in 8 bits; means over images ± the longer side of "
-             "a 95 % interval (bootstrap-t); L1, CRPS and spread in the hole, of 255."]
+             f"{args.crop}), the same holes for all, seed {args.seed}; {samples} of a method that "
+             "draws. Scores of the composite, known pixels exact, in 8 bits; means over images ± "
+             "the longer side of a 95 % interval (bootstrap-t); L1, CRPS and spread in the hole, of "
+             "255."]
     if args.sharpen:
         lines[0] += f" The network's fills are sharpened by {Path(args.sharpen).name}."
     if real:
@@ -129,7 +131,9 @@ def write(args, images, holes, found, results, tables, versions):
         half.write_text(tables + "\n")
     for part in (out / "parts").glob("*.npz"):                   # before the settings: a removal
         part.unlink()                                            # that is cut off can be resumed
-    shutil.rmtree(out / "parts")
+    (out / "parts" / "settings.json").unlink()
+    with contextlib.suppress(OSError):                           # which holds others' files
+        (out / "parts").rmdir()
 
 
 def finite(content):

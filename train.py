@@ -252,8 +252,6 @@ def parse(argv=None):
     check_range(args, 0, 0.999999, "ema")
     check_range(args, 0, 100, "lr_adamw")
     check_range(args, 1, args.size - 1, "coarse")
-    if checkpoint and args.coarse != checkpoint["args"].get("coarse"):
-        raise BadInput("--coarse is not the checkpoint's: leave it out with --resume")
     if args.batch % distributed.WORLD_SIZE:
         raise BadInput(f"--batch {args.batch} cannot be shared out evenly over "
                        f"{distributed.WORLD_SIZE} processes")
@@ -267,8 +265,6 @@ def main():
         if runs.finished(args, checkpoint):
             return
         with lock_folder(args.out) if distributed.RANK == 0 else contextlib.nullcontext():
-            if distributed.RANK == 0:
-                runs.cut_log(args.out, checkpoint["step"] if checkpoint else 0)
             train(args, checkpoint)
 
 

@@ -279,7 +279,6 @@ def main():
     if runs.finished(args, checkpoint):
         return
     with lock_folder(args.out):
-        runs.cut_log(args.out, checkpoint["step"] if checkpoint else 0)
         learn(args, checkpoint)
 
 

@@ -37,9 +37,9 @@ schedule {schedule}, predicts {prediction}.
 **For non-commercial research only**, as is CelebA (Liu et al. 2015), on which the weights are
 trained that come with the code; whoever trains others states the terms of their own images here.
 
-    python inpaint.py photo.jpg --mask mask.png --weights FOLDER/OF/THIS/FILE
+    python inpaint.py photo.jpg --mask mask.png {flag} FOLDER/OF/THIS/FILE
 
-Loaded by the repository that wrote it (commit {version}, step {step}); not a diffusers pipeline.
+Loaded by the repository that wrote it ({version}step {step}); not a diffusers pipeline.
 """
 
 
@@ -57,9 +57,16 @@ def export(out, weights, title):
     config = {"settings": settings, "step": checkpoint.get("step"), "made with": made}
     text = CARD.format(
         title=title, size=settings["unet"]["size"], kind=str(tensors["stem.weight"].dtype)[6:],
-        millions=sum(t.numel() for t in tensors.values()) / 1e6, version=made.get("version"),
+        millions=sum(t.numel() for t in tensors.values()) / 1e6,
+        version=f"commit {made['version']}, " if made.get("version") else "",
+        flag="--sharpen" if settings["unet"].get("coarse_size") else "--weights",
         step=checkpoint.get("step"), T=settings["T"], schedule=settings["schedule"],
         prediction=settings["prediction"])
+    if not (out / "model.safetensors").exists():
+        taken = [name for name in ("config.json", "README.md") if (out / name).exists()]
+        if taken:
+            raise BadInput(f"{out} has a {taken[0]} that is not of an export, which would be "
+                           "overwritten: name another folder")
     with lock_folder(out):
         with atomic_write(out / "model.safetensors") as half:
             save_file(tensors, half)

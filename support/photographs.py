@@ -81,22 +81,27 @@ def find(paths, out):
         if not files:
             raise BadInput(f"{path}: no image in this folder ({', '.join(data.SUFFIXES)})")
         found += [(str(name), file) for name, file in files]
-    name, count = Counter(name for name, _ in found).most_common(1)[0]
-    if count > 1:
-        raise BadInput(f"two images are called {name}: their results would overwrite each "
-                       "other; rename one")
-    found = dict(found)
-    beside = {name for name in found if name.rpartition(MASK)[0] in found}
+    names = {name for name, _ in found}
+    beside = {name: path for name, path in found if name.rpartition(MASK)[0] in names}
     if beside:
-        print(f"{len(beside)} images, such as {found[min(beside)]}, are taken for masks of others; "
-              "--mask FOLDER uses them", file=sys.stderr)
-    found = {name: path for name, path in found.items() if name not in beside}
-    for name in found:
+        print(f"{len(beside)} images, such as {beside[min(beside)]}, are taken for masks of "
+              "others; --mask FOLDER uses them", file=sys.stderr)
+    found = [(name, path) for name, path in found if name not in beside]
+    check_names([name for name, _ in found], "images")
+    return dict(found)
+
+
+def check_names(names, what):
+    """Refuse names of which results would overwrite each other."""
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise BadInput(f"two {what} are called {name}: their results would overwrite each other; "
+                       "rename one")
+    for name in names:
         base, _, end = name.rpartition("_")
-        if base in found and (end in ("input", "hole") or end.isdecimal()):
+        if base in names and (end in ("input", "hole") or end.isdecimal()):
             raise BadInput(f"{name} is also the name of a result of {base}: rename one, or fill "
                            "them into folders of their own")
-    return found
 
 
 def walk(folder, out=None):
@@ -151,8 +156,10 @@ class Holes:
             self.used.update([own, *(file.resolve() for file in files)])
             if not files:
                 raise BadInput(f"{path or name}: no mask of this name in {self.mask}")
-        names = [name] if len(files) == 1 else [str(Path(name).with_name(file.stem))
-                                                for file in files]
+        names = [name]
+        if len(files) > 1:
+            names = [str(Path(name).with_name(file.stem)) for file in files]
+            check_names(names, "masks")
         return [(each, self.finish(self.read(file, shape, path or name)))
                 for each, file in zip(names, files)]
 
@@ -180,9 +187,11 @@ class Holes:
         if abs(w * height - h * width) > 0.01 * h * width:
             raise BadInput(f"{path} is {w}×{h} and {whose} is {width}×{height}: a mask must have "
                            "its photograph's shape")
-        hole = masks.from_image(picture, (width, height))[0]
+        own = masks.from_image(picture, picture.size)
+        hole = (F.adaptive_max_pool2d(own, shape) if h >= height and w >= width    # no line is lost
+                else masks.from_image(picture, (width, height)))[0]
         brightest = picture.getextrema()[1]
-        if 0 < brightest < 128 and not masks.from_image(picture, picture.size).any():
+        if 0 < brightest < 128 and not own.any():
             raise BadInput(f"{path}: white is what is filled, from 128 of 255 on, but the "
                            f"brightest of its values is {brightest}: raise the contrast of the "
                            "mask")
@@ -217,4 +226,18 @@ def open_mask(path):
             if (opaque != opaque[:, :1]).any():
                 raise BadInput(f"{path}: a mask is white where the photograph is to be filled and "
                                "black elsewhere; this one is a picture with transparent parts")
-    return data.to_rgb(picture, background="black").convert("L")
+    picture = data.to_rgb(picture, background="black")
+    if is_photograph(picture):
+        raise BadInput(f"{path}: a mask is white where the photograph is to be filled and black "
+                       "elsewhere; this one has a photograph's colours: paint it on a layer of "
+                       "its own")
+    return picture.convert("L")
+
+
+def is_photograph(picture):
+    """Whether a quarter of it is coloured, in many colours: over 32 of 4,096, of a thousandth of
+    the pixels each. Paint has fewer, even as a JPEG."""
+    pixels = np.asarray(picture.reduce(max(1, max(picture.size) // 256))).reshape(-1, 3)
+    coloured = pixels[np.ptp(pixels, axis=1) > 32] >> 4
+    _, counts = np.unique(coloured @ [256, 16, 1], return_counts=True)
+    return len(coloured) > len(pixels) / 4 and (counts > len(pixels) / 1000).sum() > 32

@@ -56,6 +56,8 @@ class Run:
         self.args, self.settings, self.state, self.shipped = args, settings, state, shipped
         self.generator, self.first = generator, distributed.RANK == 0
         self.step, self.losses = restore(checkpoint, state, generator) if checkpoint else (0, [])
+        if self.first:
+            cut_log(args.out, self.step)
         self.begun = self.saved = time.monotonic()
         self.start, self.signals = self.step, on_signal()
         self.due = self.stopping = False
@@ -185,8 +187,10 @@ def match_layout(optimizer):
 def cut_log(out, step):
     """Drop the log's lines after the checkpoint: those steps will be done, and logged, again."""
     path = Path(out) / "log.jsonl"
+    if not path.exists():
+        return
     with reading(path, "a log of train.py's", "no such file"):
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     with atomic_write(path) as half:
         half.write_text("".join(kept))
@@ -292,9 +296,15 @@ def parse(parser, argv=None):
         asked = given.get("bf16_asked", given["bf16"])   # or it is for this machine to say
         parser.set_defaults(**{**given, "bf16": asked, **here})
         args = parser.parse_args(argv)
+        for flag in ("seed", "init", "coarse"):
+            if getattr(args, flag, None) != given.get(flag):
+                raise BadInput(f"--{flag} is not the checkpoint's: leave it out with --resume")
     elif (Path(args.out) / "checkpoint.pt").exists():
         raise BadInput(f"{args.out} holds a checkpoint: go on from it with --resume, or name "
                        "another --out")
+    elif (Path(args.out) / "weights.pt").exists():
+        raise BadInput(f"{args.out} holds the weights.pt of another run, which this one would "
+                       "overwrite: name another --out")
     if not args.data:
         raise BadInput(NO_DATA)
     device(args.device)

@@ -271,3 +271,47 @@ def test_the_network_is_shown_the_face_that_is_found(command, tmp_path):
             (SIZE, SIZE), Image.BICUBIC))
         scale = len(sheet) // SIZE
         assert abs(sheet[::scale, :SIZE * scale:scale].astype(int) - seen).mean() < 3
+
+
+def test_results_replace_results_and_leave_none_behind(command, tmp_path):
+    """A second run, with fewer samples, replaces the first; a picture of the user's own stays."""
+    given = photograph(tmp_path / "a.png"), "--mask", "center"
+    assert command(*given, "--samples", 3)[0] == 0
+    photograph(tmp_path / "out" / "a_3.png")
+    assert command(*given, "--samples", 2)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == [
+        "a.png", "a_0.png", "a_1.png", "a_3.png", "a_hole.png", "a_input.png"]
+    photograph(tmp_path / "out" / "a_1.png")
+    status, _, said = command(*given, "--samples", 2)
+    assert status == 2 and "a_1.png is no result" in said
+
+
+def test_masks_whose_results_would_overwrite_each_other(command, tmp_path):
+    photograph(tmp_path / "a.png")
+    for names in (("a.png", "a_mask.bmp", "a_mask.png"), ("a_mask.png", "a_mask_0.png")):
+        for name in names:
+            mask_file(tmp_path / "-".join(names) / name)
+        status, _, said = command(tmp_path / "a.png", "--mask", tmp_path / "-".join(names))
+        assert status == 2 and "rename one" in said
+
+
+def test_a_thin_line_in_a_large_mask_is_not_lost(command, tmp_path):
+    path = photograph(tmp_path / "a.png")
+    mask_file(tmp_path / "m" / "mask.png", 800, 600, (201, 0, 202, 600))
+    assert command(path, "--mask", tmp_path / "m" / "mask.png")[0] == 0
+    hole = hole_of()
+    assert hole[:, 20].all() and hole.sum() == 60
+
+
+def test_a_photograph_is_no_mask(command, tmp_path):
+    portrait = Image.fromarray(skimage.data.astronaut())
+    portrait.save(tmp_path / "a.png")
+    portrait.paste("white", (200, 100, 260, 160))
+    portrait.save(tmp_path / "painted.png")
+    status, _, said = command(tmp_path / "a.png", "--mask", tmp_path / "painted.png")
+    assert status == 2 and "a photograph's colours" in said
+    strokes = Image.new("RGB", (512, 512))
+    strokes.paste("yellow", (200, 100, 260, 500))
+    strokes.paste("cyan", (0, 100, 100, 500))
+    strokes.save(tmp_path / "strokes.jpg", quality=50)
+    assert command(tmp_path / "a.png", "--mask", tmp_path / "strokes.jpg", "--invert")[0] == 0
