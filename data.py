@@ -93,7 +93,7 @@ def find(sources):
     does (a zip's checksum, a file's time)."""
     containers, seen = defaultdict(dict), set()       # (source, path): {name: member}
     for source in map(Path, sources):
-        for folder, names in archives.walk(source, seen):
+        for folder, names in archives.walk(source, seen, celeba=True):
             if folder != source and folder.name == "img_align_celeba":
                 _tell_left_out(folder)
             for name in names:
@@ -244,11 +244,17 @@ def _keywords(name, anywhere=False):
 
 @functools.cache                                                  # once is enough
 def _tell_left_out(celeba):
-    """Archives beside img_align_celeba/ may well hold the same images; archives.walk skips them."""
-    beside = [file.name for file in sorted(celeba.parent.iterdir()) if archives.is_archive(file)]
+    """What lies beside img_align_celeba/ may well be the same images; archives.walk skips it."""
+    def holds_images(path):
+        if path.is_dir():
+            return any(is_image(name) for _, names in archives.walk(path, set()) for name in names)
+        return is_image(path.name) or archives.is_archive(path)
+    beside = [path.name for path in sorted(celeba.parent.iterdir())
+              if path != celeba and not archives.of_a_system(path.name) and holds_images(path)]
     if beside:
-        print(f"{celeba.parent}: only {celeba.name}/ is read, not {', '.join(beside)} beside it; "
-              "name those, too, if they hold other images", file=sys.stderr)
+        print(f"{celeba.parent}: only {celeba.name}/ is read, not {', '.join(beside[:3])}"
+              f"{' …' * (len(beside) > 3)} beside it; if they hold other images, name "
+              "them, too", file=sys.stderr)
 
 
 def _splits(source, path, members, listed):

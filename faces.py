@@ -34,6 +34,7 @@ LEAST = 48          # pixels, the smallest face there, from the brows to the chi
 SIDE = 1.35         # of CelebA's window around a face, in sides of the square detected, and
 RISE = 0.15         # how much higher its middle is: medians over 150 validation photographs
 SPREAD = 0.06, 0.06, 0.12       # deviations of the displacements to learn from: dx, dy, log scale
+PARTS = 6           # of the hole, for which faces are looked for: about a second each
 CLOSE = 0.8         # of a square photograph's side: one with a larger face is seen whole
 ROUNDS, COPIES = 5, 8           # windows are moved so often, by the mean of so many near ones
 
@@ -41,44 +42,47 @@ Readout = namedtuple("Readout", "ddpm eps_model size W b")
 
 
 def find(photograph, hole, size, readout=None):
-    """[(left, top, side), …]: the faces in a photograph, uint8 [H, W, 3], whose squares hold a part
+    """[(left, top, side), …]: the faces in a photograph, uint8 [H, W, 3], whose squares suit a part
     of its hole [1, H, W], none smaller than the network's images, of `size`.
 
-    They are detected with the hole smoothed over. With a `readout`, the network aligns them; where
-    none is detected, it aligns the window otherwise used, if there is only one. Aligned ones come
-    first. None is looked for in CelebA's photographs, whose windows are known, nor along a hole
-    longer than twice the photograph's shorter side; a square photograph that is nearly all face has
-    none.
+    For each part, up to PARTS of them, the largest first, they are detected with the hole smoothed
+    over. With a `readout`, the network aligns them; where none is detected, it aligns the window
+    otherwise used, if the part has only one. Aligned ones come first. None is looked for in
+    CelebA's photographs, whose windows are known, nor along a part longer than twice the
+    photograph's shorter side; a square photograph that is nearly all face has none.
     """
-    height, width = hole.shape[1:]
-    if not hole.any() or (width, height) == data.ALIGNED:
+    (height, width), where, detected, near = hole.shape[1:], hole[0].numpy() > 0, [], []
+    if (width, height) == data.ALIGNED:
         return []
-    around, general = surroundings(hole, size), windows.plan(hole, size)
-    if around[2] > 2 * min(height, width):
-        return []
+    parts = sorted(windows.apart(where, size // 2), key=lambda part: -part[2] * part[3])[:PARTS]
 
     def serves(face):
-        return face[2] >= size and windows.plan(hole, size, [face]) != general
-    detected = detect(smooth(photograph, hole, around), around)
-    detected = distinct([face for face in detected if serves(face)])
-    near = detected
-    if not detected and len(general) == 1:
-        (top, left, side, _), _ = general[0]
-        near = [(left, top, side)]
+        return face[2] >= size and any(windows.suits(where, part, size, face) for part in parts)
+    for part in parts:
+        if max(part[2:]) > 2 * min(height, width) or any(
+                windows.suits(where, part, size, face) for face in detected):
+            continue
+        box = surroundings(part, hole.shape[1:], size)
+        seen = [face for face in detect(smooth(photograph, hole, box), box) if serves(face)]
+        detected += seen
+        general = windows.cover(where, part, size)
+        if not seen and len(general) == 1:
+            (top, left, side, _), _ = general[0]
+            near.append((left, top, side))
+    detected = distinct(detected)
+    near = detected + near
     aligned = [align(readout, photograph, hole, face) for face in near] if readout else []
     found = [face for face in distinct(aligned) + detected if serves(face)]
     return [] if found and width == height and found[0][2] > CLOSE * width else found
 
 
-def surroundings(hole, size):
-    """The square box around a hole [1, H, W] in which faces are looked for."""
-    part = windows.bounds(hole[0].numpy() > 0)
-    side = max((windows.FINEST + 1) * max(part[2:]), 2 * size)
-    return windows.around(part, hole.shape[1:], side)
+def surroundings(part, shape, size):
+    """The square box around a part of the hole in which faces are looked for."""
+    return windows.around(part, shape, max((windows.FINEST + 1) * max(part[2:]), 2 * size))
 
 
 def smooth(photograph, hole, box):
-    """The box of the photograph, uint8 [SEEN, SEEN, 3], with the smoothest surface in its hole,
+    """A box of the photograph, uint8 [SEEN, SEEN, 3], with the smoothest surface in its hole,
     computed on a smaller one."""
     from baselines import biharmonic  # 0.1 s, and seldom needed
 

@@ -85,8 +85,8 @@ def text(args, images, found, results, versions):
     lines = [f"{len(images)} images of the {args.split} split, {args.size}×{args.size} (crop "
              f"{args.crop}), the same holes for all, seed {args.seed}; {samples} of a method that "
              "draws. Scores of the composite, known pixels exact, in 8 bits; means over images ± "
-             "the longer side of a 95 % interval (bootstrap-t); L1, CRPS and spread in the hole, of "
-             "255."]
+             "the longer side of a 95 % interval (bootstrap-t); L1, CRPS and spread in the hole, "
+             "of 255."]
     if args.sharpen:
         lines[0] += f" The network's fills are sharpened by {Path(args.sharpen).name}."
     if real:

@@ -104,7 +104,7 @@ def test_every_way_in_gives_the_same_images(tmp_path, load):
         assert torch.equal(load(source), expected), source
 
 
-def test_archives_beside_celebas_own_folder_are_left_out_and_named(tmp_path, load, capsys):
+def test_what_lies_beside_celebas_own_folder_is_left_out_and_named(tmp_path, load, capsys):
     """They may hold the same images once more; the one that it was unpacked from is no news."""
     faces = folder_of(tmp_path / "celeba" / "img_align_celeba", LISTED)
     zip_of(tmp_path / "celeba" / "img_align_celeba.zip", faces)
@@ -112,9 +112,12 @@ def test_archives_beside_celebas_own_folder_are_left_out_and_named(tmp_path, loa
     assert "only" not in capsys.readouterr().err
     other = folder_of(tmp_path / "other" / "img_align_celeba", LISTED[:4])
     zip_of(tmp_path / "other" / "more.zip", faces, LISTED[4:])
-    assert len(load(tmp_path / "other")) == 4 == len(load(tmp_path / "other"))
+    folder_of(tmp_path / "other" / "mine" / "deep", LISTED[:1])
+    photograph(9).save(tmp_path / "other" / "loose.png")
+    (tmp_path / "other" / "Anno").mkdir()
+    assert len(load(tmp_path / "other")) == len(load(tmp_path / "other")) == 4
     said = capsys.readouterr().err
-    assert said.count("only img_align_celeba/ is read, not more.zip beside it") == 1
+    assert said.count("only img_align_celeba/ is read, not loose.png, mine, more.zip beside") == 1
     assert len(load([other, tmp_path / "other" / "more.zip"])) == len(LISTED)
     assert len(load([tmp_path / "other", tmp_path / "other" / "more.zip"])) == len(LISTED)
     assert not capsys.readouterr().err.count("only")

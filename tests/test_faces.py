@@ -41,13 +41,25 @@ def test_a_face_is_found_at_any_size(scale):
     assert inpaint.plan(hole, SIZE, found=[found]) == [((found[1], found[0], *2 * found[2:]), box)]
 
 
-def test_every_face_with_a_hole_has_a_window():
-    hole = hole_at(TWO, MOUTH, moved(MOUTH, 512))
-    found = faces.find(TWO, hole, SIZE)
+@pytest.mark.parametrize("height", [512, 300])
+def test_every_face_with_a_hole_has_a_window(height):
+    """Also in a photograph that is lower than the holes are apart."""
+    hole = hole_at(TWO[:height], MOUTH, moved(MOUTH, 512))
+    found = faces.find(TWO[:height], hole, SIZE)
     plan = sorted(inpaint.plan(hole, SIZE, found=found), key=lambda window: window[1][1])
     assert [cell for _, cell in plan] == [MOUTH, moved(MOUTH, 512)]
     for (top, left, side, _), right in zip((box for box, _ in plan), (0, 512)):
-        assert faces.overlap((left, top, side), (FACE[0] + right, *FACE[1:])) > 0.5
+        assert faces.overlap((left, top, side), (FACE[0] + right, *FACE[1:])) > 0.65
+
+
+def test_faces_are_looked_for_around_the_largest_parts_only(monkeypatch):
+    boxes = [(20 + 60 * (i // 4), 20 + 120 * (i % 4), 4 + i, 4 + i) for i in range(8)]
+    seen = []
+    monkeypatch.setattr(faces, "detect", lambda _, box: seen.append(box) or [])
+    assert faces.find(TWO, hole_at(TWO, *boxes), SIZE) == []
+    assert len(seen) == faces.PARTS
+    for box, (top, left, side, _) in zip(seen, reversed(boxes)):
+        assert box[0] <= top and box[1] <= left and left + side <= box[1] + box[3]
 
 
 def test_of_two_faces_only_the_one_with_a_hole_is_found():

@@ -315,3 +315,10 @@ def test_a_photograph_is_no_mask(command, tmp_path):
     strokes.paste("cyan", (0, 100, 100, 500))
     strokes.save(tmp_path / "strokes.jpg", quality=50)
     assert command(tmp_path / "a.png", "--mask", tmp_path / "strokes.jpg", "--invert")[0] == 0
+
+
+def test_a_folder_that_is_called_as_celebas_hides_no_photographs(command, tmp_path):
+    for name in ("f/a.png", "f/img_align_celeba/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(tmp_path / name)
+    assert "2 images" in command(tmp_path / "f", "--mask", "center")[1]
