@@ -97,9 +97,10 @@ def check_names(names, what):
     if count > 1:
         raise BadInput(f"two {what} are called {name}: their results would overwrite each other; "
                        "rename one")
+    taken = set(names)
     for name in names:
         base, _, end = name.rpartition("_")
-        if base in names and (end in ("input", "hole") or end.isdecimal()):
+        if base in taken and (end in ("input", "hole") or end.isdecimal()):
             raise BadInput(f"{name} is also the name of a result of {base}: rename one, or fill "
                            "them into folders of their own")
 
