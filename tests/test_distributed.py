@@ -56,8 +56,6 @@ def network():
 
 def alone(out, *argv):
     args, checkpoint = train.parse([*TINY, "--out", str(out), *argv])
-    if checkpoint:
-        runs.cut_log(out, checkpoint["step"])
     train.train(args, checkpoint)
 
 

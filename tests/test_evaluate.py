@@ -167,9 +167,10 @@ def test_an_interrupted_run_goes_on_where_it_was(command, monkeypatch):
     assert refused(command(), "go on with --resume") and contents("out") == before
     drawn, draw_fills = [], evaluate.draw_fills
     monkeypatch.setattr(evaluate, "draw_fills", lambda *a: drawn.append(a) or draw_fills(*a))
+    Path("out/parts/mine").mkdir()
     assert command("--resume")[0] == 0 and len(drawn) == 12 - 5 + 1
     assert Path("out/scores.csv").read_bytes() == Path("whole/scores.csv").read_bytes()
-    assert not Path("out/parts").exists()
+    assert [path.name for path in Path("out/parts").iterdir()] == ["mine"]
 
 
 def test_a_part_is_written_whole_or_not_at_all(command, monkeypatch):

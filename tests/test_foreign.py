@@ -485,6 +485,11 @@ def test_our_weights_come_back_from_safetensors_bit_for_bit(tmp_path):
     assert (ddpm.T, size) == (20, 16)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
     assert (tmp_path / "out" / "README.md").read_text().startswith("---\nlicense: other")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("precious")
+    with pytest.raises(BadInput, match="has a README.md that is not of an export"):
+        export.export(tmp_path / "mine", weights, "Faces")
+    assert (tmp_path / "mine" / "README.md").read_text() == "precious"
 
 
 def test_features_of_a_foreign_network_are_refused_in_a_line(tmp_path):

@@ -31,8 +31,6 @@ def settings(*more):
 
 def start(out, *more):
     args, checkpoint = glcic.parse([*TINY, "--out", str(out), *more])
-    if checkpoint:
-        runs.cut_log(out, checkpoint["step"])
     return glcic.learn(args, checkpoint)
 
 

@@ -28,8 +28,6 @@ TINY = ("--data synthetic --limit 24 --size 16 --widths 8 16 --patch 1 --blocks 
 
 def start(out, *more):
     args, checkpoint = train.parse([*TINY, "--out", str(out), *more])
-    if checkpoint:
-        runs.cut_log(out, checkpoint["step"])
     return train.train(args, checkpoint)
 
 
@@ -163,6 +161,28 @@ def test_a_loss_that_is_no_number_stops_before_the_checkpoint_is_overwritten(tmp
     with pytest.raises(BadInput, match="loss of step 8 is nan"):
         start(tmp_path, "--resume", "--steps", "9")
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_weights_and_log_of_another_run_are_not_overwritten(tmp_path, as_user):
+    """Not by a run whose data cannot be read, either: what is there is touched when it starts."""
+    start(tmp_path / "run")
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    for more in ([], ["--init", tmp_path / "run" / "weights.pt"]):
+        status, _, said = as_user(train, *TINY, "--out", tmp_path / "run", *more)
+        assert status == 2 and "holds the weights.pt of another run" in said
+    (tmp_path / "run" / "weights.pt").rename(tmp_path / "weights.pt")
+    status, _, said = as_user(train, *TINY, "--out", tmp_path / "run", "--data", "nowhere")
+    assert status == 2 and "nowhere" in said
+    (tmp_path / "weights.pt").rename(tmp_path / "run" / "weights.pt")
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.parametrize("flag, value", [("--seed", "7"), ("--init", "x.pt"), ("--coarse", "8")])
+def test_what_a_run_began_with_is_not_changed_on_the_way(tmp_path, as_user, flag, value):
+    start(tmp_path)
+    status, _, said = as_user(train, "--resume", "--out", tmp_path, "--steps", 9, flag, value)
+    assert status == 2 and f"{flag} is not the checkpoint's" in said
 
 
 @pytest.mark.parametrize("seconds, expected", [("0", [3, 6, 7]), ("1e9", [7])])
