@@ -264,7 +264,7 @@ def parse():
         help="CelebA's aligned photographs, uncropped: as for train.py")
     add("--weights", default=WEIGHTS, help=WEIGHTS_HELP)
     add("--limit", type=int, default=500, help="photographs to learn from")
-    add("--copies", type=int, default=12, help="windows of each")
+    add("--copies", type=int, default=24, help="windows of each")
     add("--seed", type=int, default=0, help="of windows, holes and noise")
     add("--cache", default="cache", help="folder for decoded images")
     args = parser.parse_args()
