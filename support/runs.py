@@ -55,7 +55,8 @@ class Run:
     def __init__(self, args, images, settings, state, shipped, generator, checkpoint=None):
         self.args, self.settings, self.state, self.shipped = args, settings, state, shipped
         self.generator, self.first = generator, distributed.RANK == 0
-        self.step, self.losses = restore(checkpoint, state, generator) if checkpoint else (0, [])
+        self.step, self.seen, self.losses = (restore(checkpoint, state, generator) if checkpoint
+                                             else (0, 0, []))
         if self.first:
             cut_log(args.out, self.step)
         self.begun = self.saved = time.monotonic()
@@ -68,7 +69,7 @@ class Run:
         """At the end of a step: its losses, {name: scalar tensor}. They are averaged over the
         processes, and checked, only when something is to be written: reading every loss would
         synchronise the GPU. A loss that is not finite ends the run; the last checkpoint stays."""
-        self.step += 1
+        self.step, self.seen = self.step + 1, self.seen + self.args.batch
         self.losses.append({name: loss.detach() for name, loss in losses.items()})
         self.due = self.step % self.args.every == 0 or self.step == self.args.steps
         self.stopping = distributed.largest(*self.signals)
@@ -89,7 +90,7 @@ class Run:
         rate = self.args.batch * (self.step - self.start) / (time.monotonic() - self.begun)
         numbers = {name: round(float(number), 5) for name, number in {**means, **more}.items()
                    if number is not None}
-        line = {"step": self.step, "images": self.step * self.args.batch,
+        line = {"step": self.step, "images": self.seen,
                 **dict.fromkeys(more), **numbers, "images_per_s": round(rate, 1)}
         Path(self.args.out).mkdir(parents=True, exist_ok=True)
         with open(Path(self.args.out) / "log.jsonl", "a") as file:
@@ -106,7 +107,7 @@ class Run:
             self.losses.clear()
         if self.first and (self.due and late or self.step == self.args.steps or self.stopping):
             save(self.args, self.settings, self.state, self.shipped, self.generator, self.step,
-                 self.losses)
+                 self.losses, self.seen)
             self.saved = time.monotonic()
         if self.stopping:
             self.progress.close()
@@ -132,8 +133,8 @@ def on_signal():
 
 # ---- checkpoints -------------------------------------------------------------------------------
 
-def save(args, settings, state, shipped, generator, step, losses):
-    """Write checkpoint.pt and weights.pt; the arguments are those of `Run`."""
+def save(args, settings, state, shipped, generator, step, losses, seen=0):
+    """Write checkpoint.pt and weights.pt; the arguments are those of `Run`; seen: images so far."""
     metadata = {"settings": settings, "step": step}
     parts = {name: part.state_dict() for name, part in state.items()}
     half = {name: value.half() for name, value in parts[shipped].items()}
@@ -142,7 +143,7 @@ def save(args, settings, state, shipped, generator, step, losses):
     write_tensors(Path(args.out) / "weights.pt", {
         **metadata, "made with": made_with(args), shipped: half})
     write_tensors(Path(args.out) / "checkpoint.pt", {
-        **metadata, **parts, "args": vars(args), "losses": losses, "rng": rng})
+        **metadata, **parts, "args": vars(args), "losses": losses, "seen": seen, "rng": rng})
 
 
 def made_with(args):
@@ -161,7 +162,8 @@ def load_checkpoint(out):
 
 
 def restore(checkpoint, state, generator):
-    """Load a checkpoint into `state` and `generator`; returns its step and unlogged losses."""
+    """Load a checkpoint into `state` and `generator`; returns its step, how many images were seen,
+    and its unlogged losses."""
     try:
         for name, part in state.items():
             part.load_state_dict(checkpoint[name])
@@ -173,7 +175,8 @@ def restore(checkpoint, state, generator):
             match_layout(part)
     torch.set_rng_state(checkpoint["rng"]["torch"])
     generator.set_state(checkpoint["rng"]["train"])
-    return checkpoint["step"], checkpoint["losses"]
+    seen = checkpoint.get("seen", checkpoint["step"] * checkpoint["args"]["batch"])
+    return checkpoint["step"], seen, checkpoint["losses"]
 
 
 def match_layout(optimizer):

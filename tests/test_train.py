@@ -178,6 +178,13 @@ def test_weights_and_log_of_another_run_are_not_overwritten(tmp_path, as_user):
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
 
 
+def test_images_are_counted_across_batches_of_different_sizes(tmp_path):
+    start(tmp_path)
+    start(tmp_path, "--resume", "--steps", "9", "--batch", "8")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["images"] for line in lines] == [12, 24, 28, 28 + 2 * 8]
+
+
 @pytest.mark.parametrize("flag, value", [("--seed", "7"), ("--init", "x.pt"), ("--coarse", "8")])
 def test_what_a_run_began_with_is_not_changed_on_the_way(tmp_path, as_user, flag, value):
     start(tmp_path)
