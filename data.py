@@ -93,9 +93,7 @@ def find(sources):
     does (a zip's checksum, a file's time)."""
     containers, seen = defaultdict(dict), set()       # (source, path): {name: member}
     for source in map(Path, sources):
-        for folder, names in archives.walk(source, seen, celeba=True):
-            if folder != source and folder.name == "img_align_celeba":
-                _tell_left_out(folder)
+        for folder, names in archives.walk(source, seen, _celebas_own):
             for name in names:
                 file = folder / name
                 if is_image(name) and file.is_file():
@@ -242,9 +240,17 @@ def _keywords(name, anywhere=False):
     return splits.pop() if len(splits) == 1 and (anywhere or len(words) == 1) else None
 
 
+def _celebas_own(folder, folders, files):
+    """Where there is a folder img_align_celeba, read nothing else: what lies beside it may well be
+    the same images, as in Kaggle's archive, which has them twice."""
+    if "img_align_celeba" in folders:
+        _tell_left_out(folder / "img_align_celeba")
+        folders[:], files[:] = ["img_align_celeba"], []
+
+
 @functools.cache                                                  # once is enough
 def _tell_left_out(celeba):
-    """What lies beside img_align_celeba/ may well be the same images; archives.walk skips it."""
+    """Name what holds images beside a folder."""
     def holds_images(path):
         if path.is_dir():
             return any(is_image(name) for _, names in archives.walk(path, set()) for name in names)

@@ -49,11 +49,10 @@ def train(args, checkpoint=None):
     net, ema, *optimizers = state.values()
     generator = torch.Generator().manual_seed(args.seed)        # of batches, holes, t and noise
     run = runs.Run(args, len(images), settings(args), state, "ema", generator, checkpoint)
-    eps_model = distributed.parallel(net)
     if args.compile:
         net.compile()
-    one_gpu = device.type == "cuda" and distributed.WORLD_SIZE == 1
-    replay = graphs.Replay(optimizers) if args.compile and one_gpu else None
+    eps_model = distributed.parallel(net)
+    replay = graphs.on_one_gpu(optimizers, device) if args.compile else None
 
     for step in run.progress:                                   # Algorithm 1, line 1: repeat
         set_lr(optimizers, (args.lr, args.lr_adamw), lr_factor(step, args.steps, args.warmup))

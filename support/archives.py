@@ -43,10 +43,10 @@ def of_a_system(name):
         folder.startswith(NOT_DATA) and folder not in (".", "..") for folder in folders)
 
 
-def walk(source, seen, celeba=False):
-    """(folder, names of its files) of the source and of every folder below it; with `celeba`, where
-    there is a folder img_align_celeba, of nothing beside it. Links are followed, last, but not to
-    the folders around the source; no folder is visited twice."""
+def walk(source, seen, prune=None):
+    """(folder, names of its files) of the source and of every folder below it, but for names that
+    prune(folder, names of its folders, names of its files) takes out of its lists. Links are
+    followed, last, but not to the folders around the source; no folder is visited twice."""
     if not source.is_dir():
         yield source.parent, [source.name]
         return
@@ -58,8 +58,8 @@ def walk(source, seen, celeba=False):
                 folders.clear()
                 continue
             seen.add(real)
-            if celeba and "img_align_celeba" in folders:         # Kaggle's archive has it twice
-                folders[:], files = ["img_align_celeba"], []
+            if prune:
+                prune(folder, folders, files)
             folders[:] = sorted(name for name in folders if not name.startswith(NOT_DATA))
             tops += [folder / name for name in folders if (folder / name).is_symlink()]
             yield folder, sorted(files)

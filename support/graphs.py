@@ -5,7 +5,15 @@ them: 78 ms, not 25, for 256 images of 64×64 on an H200 (docs/speed.md).
 """
 import torch
 
+from support import distributed
+
 WARM_UP = 3                    # steps run as usual first: they compile, and make optimizers' states
+
+
+def on_one_gpu(optimizers, device):
+    """A Replay; None on a CPU, and where several processes average their gradients."""
+    if device.type == "cuda" and distributed.WORLD_SIZE == 1:
+        return Replay(optimizers)
 
 
 class Replay:

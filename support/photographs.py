@@ -225,14 +225,16 @@ def open_mask(path):
             if (opaque == opaque[0]).all():
                 return picture.getchannel("A")
             if (opaque != opaque[:, :1]).any():
-                raise BadInput(f"{path}: a mask is white where the photograph is to be filled and "
-                               "black elsewhere; this one is a picture with transparent parts")
+                raise no_mask(path, "is a picture with transparent parts")
     picture = data.to_rgb(picture, background="black")
     if is_photograph(picture):
-        raise BadInput(f"{path}: a mask is white where the photograph is to be filled and black "
-                       "elsewhere; this one has a photograph's colours: paint it on a layer of "
-                       "its own")
+        raise no_mask(path, "has a photograph's colours: paint it on a layer of its own")
     return picture.convert("L")
+
+
+def no_mask(path, why):
+    return BadInput(f"{path}: a mask is white where the photograph is to be filled and black "
+                    f"elsewhere; this one {why}")
 
 
 def is_photograph(picture):

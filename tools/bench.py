@@ -55,11 +55,10 @@ def works(args, net, x0, hole, plain=False):
                   torch.optim.AdamW(others, lr=1e-4, fused=not plain, foreach=False)]
     autocast = torch.autocast(x0.device.type, torch.bfloat16, enabled=bf16)
     update_ema = one_by_one if plain else train.update_ema
+    replay = None
     if args.compile and not plain:
         net.compile()
-
-    one_gpu = x0.device.type == "cuda" and args.compile and not plain
-    replay = graphs.Replay(optimizers) if one_gpu else None
+        replay = graphs.on_one_gpu(optimizers, x0.device)
 
     def step():
         train.algorithm_1(ddpm, net, optimizers, x0, hole, generator, bf16, replay=replay)
