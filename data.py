@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import sys
+import warnings
 import zlib
 from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,7 @@ KEYWORDS = {"train": "train", "training": "train",      # as on the Hugging Face
 CELEBA = re.compile(r"(img_align_)?celeba(?!.*(hq|mask|spoof))", re.IGNORECASE)  # numbered as it
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")   # none that runs a program, as EPS does
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # twice as many are refused
 VERSION = 1                           # of what `decode` makes: a change of it rebuilds every cache
 
 
@@ -147,6 +149,9 @@ def decode(file):
         raise BadInput(f"{name}: no such file") from None
     except UnidentifiedImageError:
         raise BadInput(f"{name}: not a readable image (of no known format)") from None
+    except Image.DecompressionBombError:
+        raise BadInput(f"{name}: more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} megapixels, the "
+                       "most that are read: reduce it") from None
     except MemoryError:
         raise
     except Exception as error:  # a strange file fails in as many ways as there are formats

@@ -1,6 +1,8 @@
 """Images: every way in gives what Pillow decodes by hand, and nothing wrong gets in quietly."""
 import io
 import os
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -447,6 +449,17 @@ def test_a_corrupt_image_is_named(faces, load, tmp_path, content, zipped):
     with pytest.raises(BadInput, match=f"{source.name}.*{LISTED[2]}"):
         load(source)
     assert load.files() == []
+
+
+def test_only_a_photograph_of_twice_pillows_limit_is_refused(tmp_path, monkeypatch):
+    photograph(0, 30, 20).save(tmp_path / "a.png")
+    read = (f"import data; data.Image.MAX_IMAGE_PIXELS = 400; "
+            f"data.decode({str(tmp_path / 'a.png')!r})")
+    done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")                     # not even Pillow's warning
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
+    with pytest.raises(BadInput, match="a.png: more than 0 megapixels, the most that are read"):
+        data.decode(tmp_path / "a.png")
 
 
 def test_a_truncated_zip_and_one_that_is_no_zip_are_named(faces, load, tmp_path):
