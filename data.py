@@ -38,7 +38,7 @@ LAST = (162_770, 182_637, 202_599)    # the number of the last file of each offi
 KEYWORDS = {"train": "train", "training": "train",      # as on the Hugging Face hub, whole words
             "val": "val", "valid": "val", "validation": "val", "dev": "val",
             "test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
-CELEBA = re.compile(r"(img_align_)?celeba(?!.*(hq|mask|spoof))", re.IGNORECASE)  # numbered as it
+CELEBA = re.compile(r"(img_align_)?celeba(?!.*(hq|mask|spoof))", re.IGNORECASE)  # numbered like it
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")   # none that runs a program, as EPS does
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)     # twice as many are refused
@@ -60,9 +60,11 @@ def load(sources, split="train", size=64, crop="centre140", limit=None, cache="c
 
     sources  a path or a list of paths, or "synthetic" (10,000 faces if there is no `limit`)
     split    train, val, test or all, as `split_of` tells
+    size     pixels, to which `crop`, the window cut from an aligned photograph, is reduced
     limit    only the first so many
     cache    the folder for decoded images: size² · 3 bytes an image (12 kB at 64, so 2 GB for all
              of CelebA's training split, in about two minutes); memory-mapped
+    Raises BadInput if there are no such images, or some cannot be read.
     """
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if limit is not None and limit < 1:
@@ -113,9 +115,9 @@ def find(sources):
 
 
 def split_of(name, folders=(), archive="", celeba=False):
-    """The split that an image belongs to. Who made train/, val/ and test/ meant them: the first of
-    the folders (those below the source) with such a name decides, else a whole word in the name of
-    the archive (train-0.zip). Else CelebA's own split holds, by the number; any other image is
+    """The split that an image belongs to. Names come first: that of the first folder below the
+    source that names a split, such as val/, decides; else a whole word in the name of the archive
+    (train-0.zip). Else CelebA's own split holds, by the number; any other image is
     split by a hash of its name: a tenth val, a tenth test."""
     *inside, last = archives.parts(name)
     named = [_keywords(folder) for folder in (*folders, *inside)] + [_keywords(archive, True)]
@@ -238,8 +240,8 @@ def is_image(name):
 
 @functools.cache
 def _keywords(name, anywhere=False):
-    """The split that a folder's name is, whatever its case or number (Train, val2017, test_256); of
-    an archive's, a word anywhere."""
+    """The split that a folder's whole name gives, ignoring case and digits (Train, val2017,
+    test_256); in an archive's name, any word counts."""
     words = [word for word in re.split(r"[-._ \d]+", name.lower()) if word]
     splits = {KEYWORDS[word] for word in words if word in KEYWORDS}
     return splits.pop() if len(splits) == 1 and (anywhere or len(words) == 1) else None

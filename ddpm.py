@@ -38,7 +38,7 @@ class DDPM:
         self.prediction, self.clip = prediction, clip
 
     def beta(self, t, x):
-        """β_t as [B, 1, 1, 1], in x's type and on its device."""
+        """β_t, of t [B] or an int, as [B or 1, 1, 1, 1], in x's type and on its device."""
         return self.betas.to(x.device)[t].to(x.dtype).reshape(-1, 1, 1, 1)
 
     def alpha_bar(self, t, x):
@@ -88,12 +88,13 @@ class DDPM:
         return mean / (1 - alpha_bar), (1 - previous) / (1 - alpha_bar) * beta
 
     def predict(self, eps_model, x, t, hole):
-        """The network's x_0 and ε at x, whatever its output means. Its counterpart is `target`; the
-        two know what the network predicts, and `loss` how much an error in x_0 weighs.
+        """The network's x_0 and ε at x, whatever its output means; t [B], or an int for all. Its
+        counterpart is `target`; besides these two, only `loss`'s weights depend on `prediction`.
 
         From v = √ᾱ ε - √(1-ᾱ) x_0, x_0 = √ᾱ x_t - √(1-ᾱ) v needs no division; from ε it needs one
         by √ᾱ, which is nearly 0 at the noisy end.
         """
+        t = t if torch.is_tensor(t) else torch.full((len(x),), t, device=x.device)
         output = eps_model(x, t, hole)
         if self.prediction == "eps":
             x0 = self.predict_x0(x, t, output)
@@ -172,7 +173,7 @@ class DDPM:
 
     def p_sample(self, eps_model, x, t, hole, generator=None):
         """One step of Algorithm 2: x_{t-1} ~ N(mean, variance) of the posterior at the network's
-        x_0; the known pixels of x stay as they are."""
+        x_0; the known pixels of x stay as they are. `sample` does so if it takes all T steps."""
         x0, eps = self.predict(eps_model, x, t, hole)
         return torch.where(hole > 0, self.step(x0, eps, t, t - 1, 1.0, generator), x)
 
@@ -180,8 +181,9 @@ class DDPM:
         """`steps` levels from T-1 down, and -1 after them: where the network looks.
 
         The levels are equal steps of the angle arccos(√ᾱ_t cos θ_0), rounded to levels that exist.
-        For the cosine schedule, whose θ_0 = 0.0125, these are equal steps of t; other schedules get
-        the same noise levels. So no call is spent where nearly all is noise.
+        For the cosine schedule, whose θ_0 = 0.0125, these are equal steps of t; others that end in
+        noise get nearly the same levels of noise. So only the first call is spent where nearly all
+        is noise. Raises ValueError unless 1 ≤ steps ≤ T.
         """
         if not 1 <= steps <= self.T:
             raise ValueError(f"steps is 1 … {self.T}, the length of the chain, not {steps}")
@@ -201,14 +203,15 @@ class DDPM:
         steps     None: the whole chain, T calls; fewer take longer steps, see `extrapolate_x0`.
         eta       see `step`.
         generator one, or a list of one per image, which makes a fill independent of its batch.
-        callback  callback(t, x, x0) is called after every step: level, new x, estimate of x_0.
+        callback  callback(t, x, x0) is called after every step: the level that it left, the new x,
+                  and the estimate of x_0 at t.
         Returns [B, C, H, W]: outside the hole exactly `image`; inside, in [-1, 1] if `clip` is set.
         """
         steps = self.T if steps is None else steps
         times = self.timesteps(steps)
         x, previous = torch.where(hole > 0, randn_like(image, generator), image), None
         for t, s in pairwise(times):
-            x0, eps = self.predict(eps_model, x, torch.full((len(x),), t, device=x.device), hole)
+            x0, eps = self.predict(eps_model, x, t, hole)
             x = self.solver_step(x, x0, eps, t, s, previous, eta, generator)
             x = torch.where(hole > 0, x, image)
             previous = (x0, t) if steps < self.T else None        # all T: Algorithm 2 as it is

@@ -94,8 +94,8 @@ def numbered(folder, i):
 
 
 def checked(name, fills, images, hole):
-    """The fills; refused if they are not exactly the image outside the hole (which those in another
-    range than [-1, 1] are not, either)."""
+    """The fills; refused unless they equal the image outside the hole, as those of a method that
+    works in another range than [-1, 1] do not."""
     inside = hole.cpu().permute(0, 2, 3, 1)[:, None] > 0
     if not torch.equal(torch.where(inside, images[:, None], fills),
                        images[:, None].expand_as(fills)):
@@ -365,7 +365,7 @@ def parse():
     add("--samples", type=int, default=4, help="fills of an image by a method that draws")
     add("--steps", type=int, default=20, help="levels of noise; a network call each, more for "
         "repaint")
-    add("--eta", type=float, help="0: deterministic … 1: ancestral, the default")
+    add("--eta", type=float, default=1.0, help="0: deterministic … 1: ancestral, the default")
     add("--bf16", action="store_true", help="bfloat16 matrix products in the network")
     add("--perceptual", action=argparse.BooleanOptionalAction, default=True,
         help="LPIPS, and distances by the default networks")
@@ -507,8 +507,8 @@ def find_networks(args, eps_model):
 
 @torch.no_grad()
 def announce(args, images, holes, chosen, rulers, eps_model, size):
-    """Say what is to do and about how long it takes, by the time that the networks take for a few
-    images, eps_model for those of its `size`; methods without a network are not timed."""
+    """Say what is to do and roughly how long it takes, as the networks are timed on a few images,
+    eps_model at its own `size`; methods without a network are not timed."""
     n, sets = min(len(images), args.batch if "cuda" in args.device else 2), len(images) * len(holes)
     x, t = torch.zeros(n, 3, size, size, device=args.device), torch.zeros(n, dtype=torch.int64)
 

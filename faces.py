@@ -5,8 +5,8 @@
 First comes scikit-image's detector: a cascade of ever finer tests (Viola and Jones 2001) on local
 binary patterns (Liao et al. 2007), at every place and size, for upright faces seen from the front.
 A hole hinders it, and its squares are rough. Then the network itself moves the window: shown one
-with noise in its hole, the middle of the U-Net tells, by a linear function, how far CelebA's window
-is. That is fitted on windows that were displaced at random, by ridge regression:
+with noise in its hole, a linear function of the U-Net's middle gives the way to CelebA's window.
+The function is fitted to windows displaced at random, by ridge regression:
 
     (dx, dy, log scale) = middle · W + b
 
@@ -29,14 +29,14 @@ from support.files import content, read_tensors, reading, write_tensors
 from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 SEEN = 512          # pixels, the side of the square that the detector is shown, reduced
-SMOOTHED = 128      # again to smooth the hole in it over
+SMOOTHED = 128      # pixels, the side of the copy in which the hole is smoothed over
 LEAST = 48          # pixels, the smallest face there, from the brows to the chin
 SIDE = 1.35         # of CelebA's window around a face, in sides of the square detected, and
 RISE = 0.15         # how much higher its middle is: medians over 150 validation photographs
 SPREAD = 0.06, 0.06, 0.12       # deviations of the displacements to learn from: dx, dy, log scale
 PARTS = 6           # of the hole, for which faces are looked for: about a second each
 CLOSE = 0.8         # of a square photograph's side: one with a larger face is seen whole
-ROUNDS, COPIES = 5, 8           # windows are moved so often, by the mean of so many near ones
+ROUNDS, COPIES = 5, 8           # of the alignment; nearby windows averaged in each
 
 Readout = namedtuple("Readout", "ddpm eps_model size W b")
 
@@ -168,7 +168,7 @@ def displaced(squares, by):
 
 def tell(readout, photograph, hole, squares, generator):
     """The displacements [N, 3] of CelebA's window from squares (x, y, side) [N, 3] of a photograph,
-    no farther than was learnt; every second one is seen in the mirror."""
+    no farther than was learnt; every second one is mirrored for it."""
     images, parts = look(photograph, hole, squares, readout.size)
     for each in (images, parts):
         each[1::2] = each[1::2].flip(3)
@@ -246,8 +246,9 @@ def examples(ddpm, eps_model, size, photographs, copies, generator):
 
 
 def ridge(X, Y):
-    """W [d, 3], b [3] of Y ≈ X W + b by ridge regression: W = Zᵀ (Z Zᵀ + λ I)⁻¹ (Y - Ȳ), where Z is
-    the standardized X [n, d] and λ the mean of Z Zᵀ's diagonal. As n < d, n × n is solved."""
+    """W [d, 3], b [3] of Y ≈ X W + b by ridge regression: W = D⁻¹ Zᵀ (Z Zᵀ + λ I)⁻¹ (Y - Ȳ), where
+    Z = (X - X̄) D⁻¹ [n, d], D holds the deviations + 0.05, and λ is the mean of Z Zᵀ's diagonal.
+    With the defaults n < d, so n × n is solved."""
     X = X.float()
     mean, scale, target = X.mean(dim=0), X.std(dim=0) + 0.05, Y.mean(dim=0)
     Z = ((X - mean) / scale).double()

@@ -41,22 +41,22 @@ from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
 OWN = 512         # pixels, the side from which on a method of any size works on a reduced window
-SHOWN = 6         # windows at most in STEM.png, each in panels of
-PANEL = 256       # pixels or, if it is larger, its own size
+SHOWN = 6         # windows in STEM.png, at most
+PANEL = 256       # pixels, up to which they are enlarged there
 
 
-def fill(method, images, hole, samples=4, seed=0, batch=BATCH):
+def fill(inpaint, images, hole, samples=4, seed=0, batch=BATCH):
     """`samples` fills of every image: what `draw` drew in the hole, exactly `images` outside it."""
-    drawn = draw(method, images, hole, samples, seed, batch)
+    drawn = draw(inpaint, images, hole, samples, seed, batch)
     inside = hole.permute(0, 2, 3, 1)[:, None] > 0
     images = images if images.ndim == 5 else images[:, None]
     return torch.where(inside, drawn, images.to(hole.device))
 
 
-def draw(method, images, hole, samples=4, seed=0, batch=BATCH):
+def draw(inpaint, images, hole, samples=4, seed=0, batch=BATCH):
     """Have a method fill every image `samples` times: the one place where fills are drawn.
 
-    method  inpaint(image, hole, generator) -> image, as in methods.py
+    inpaint inpaint(image, hole, generator) -> image, as in methods.py
     images  uint8 [N, H, W, 3], or [N, samples, H, W, 3] if each sample has its own surroundings
     hole    [N, 1, H, W], on the device to work on
     seed    sample k of an image depends on (seed, its known pixels and hole, k), not on its name or
@@ -74,7 +74,7 @@ def draw(method, images, hole, samples=4, seed=0, batch=BATCH):
     fills = []
     for i in range(0, len(known), batch):
         generators = [torch.Generator().manual_seed(s) for s in seeds[i:i + batch]]
-        filled = method(known[i:i + batch], holes[i:i + batch], generators)
+        filled = inpaint(known[i:i + batch], holes[i:i + batch], generators)
         if filled.shape != known[i:i + batch].shape:
             raise BadInput(f"a fill must be of the image's shape, {tuple(known[i:i + batch].shape)}"
                            f"; this one is of shape {tuple(filled.shape)}: mend the method")
@@ -94,9 +94,10 @@ def noise_seed(seed, known, hole, k):
     return int.from_bytes(content.digest()[:8]) >> 1                      # 63 bits
 
 
-def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu", batch=BATCH,
+def complete(inpaint, photograph, hole, size=None, samples=4, seed=0, device="cpu", batch=BATCH,
              planned=None):
-    """Fill the hole of one photograph, uint8 [H, W, 3]; hole [1, H, W]; the rest as for `fill`.
+    """Fill the hole of one photograph, uint8 [H, W, 3], on a `device`; hole [1, H, W]; other
+    arguments as for `fill`.
 
     size     of the images that the method takes, which shows it the photograph through windows.py;
              None: it takes any size, and sees the photograph's own pixels, reduced only in windows
@@ -105,9 +106,10 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
              and for a sharpener, whose `size` is larger than the first network's
 
     Returns (fills, views, order): uint8 [samples, H, W, 3], the most typical first, exactly the
-    photograph outside the hole; for every window, its box in the photograph, what the method saw
-    there, uint8 [h, w, 3], the hole in it, [1, h, w], and what it drew, uint8 [samples, h, w, 3]
-    (if nothing is left of the hole at that size, what it saw); and each fill's number as a sample.
+    photograph outside the hole; for every window, its box in the photograph, what the first sample
+    was shown there, uint8 [h, w, 3], the hole in it, [1, h, w], and what was drawn, uint8
+    [samples, h, w, 3] (if nothing is left of the hole at that size, what was shown); and each
+    fill's number as a sample.
     """
     fills, left, views = photograph.repeat(samples, 1, 1, 1), hole.clone(), []
     for box, cell in plan(hole, size) if planned is None else planned:
@@ -117,7 +119,7 @@ def complete(method, photograph, hole, size=None, samples=4, seed=0, device="cpu
             shape = tuple(max(1, round(side * min(1, OWN / max(box[2:])))) for side in box[2:])
         shrunk = [windows.shrink(each, left, box, shape) for each in fills]
         seen, part = torch.stack([pixels for pixels, _ in shrunk]), shrunk[0][1]
-        drawn = fill(method, seen[None], part[None].to(device), samples, seed,
+        drawn = fill(inpaint, seen[None], part[None].to(device), samples, seed,
                      batch)[0].cpu() if part.any() else seen
         for each, patch in zip(fills, drawn):
             windows.paste(each, left, box, cell, patch)
@@ -172,8 +174,9 @@ def side_by_side(image, hole, fills):
     spread = spread_of(fills)[..., None]
     heat = (spread / max(spread.max(), 1) * 255).repeat(3, axis=-1).astype(np.uint8)
     panels = [("original", image), ("to fill", masked),
-              *((f"fill {k}", fill) for k, fill in enumerate(fills)),
-              (f"spread 0…{spread.max():.0f}", heat)][:-1 if len(fills) == 1 else None]
+              *((f"fill {k}", fill) for k, fill in enumerate(fills))]
+    if len(fills) > 1:
+        panels.append((f"spread 0…{spread.max():.0f}", heat))
     scale, top = max(1, PANEL // max(image.shape)), 22
     width, height = scale * image.shape[1], scale * image.shape[0]
     sheet = Image.new("RGB", (len(panels) * (width + 4) - 4, height + top), "white")
@@ -274,7 +277,7 @@ def parse():
         "the centred square: " + ", ".join(masks.MASKS))
     add("--invert", action="store_true", help="the mask is white where the photograph is kept")
     add("--grow", type=int, default=0, metavar="PIXELS", help="widen every hole, so that no rim of "
-        "what it is to remove is left")
+        "a removed object is left")
     add("--face", type=int, nargs=3, metavar=("LEFT", "TOP", "SIDE"), help="the square, in pixels, "
         "that shows the face as CelebA does: eyes at half its height, 0.28 of its width apart; "
         "default: where one is found")
@@ -289,7 +292,8 @@ def parse():
         "one nearest to their mean comes first")
     add("--steps", type=int, default=20, help="levels of noise, at most the chain's T; a network "
         "call each, more for repaint")
-    add("--eta", type=float, help="0: deterministic … 1: ancestral, as in DDPM, the default")
+    add("--eta", type=float, default=1.0, help="0: deterministic … 1: ancestral, as in DDPM, the "
+        "default")
     add("--seed", type=int, default=0, help="of the noise and of a drawn hole")
     add("--batch", type=int, help=f"fills at a time; default: {BATCH}, or with weights that know "
         "no hole as many as make up 256×256 pixels; 1 takes up to twice as long, but makes each "
@@ -339,8 +343,8 @@ def main():
     seek = None if known or not look or size is None else partial(
         faces.find, size=size, readout=faces.load(args.weights, ddpm, eps_model, size))
     shown = sharpener.size if sharpener else size
-    with lock_folder(args.out), tqdm(total=len(photographs) * calls(method, samples, args.batch),
-                                     desc="inpainting", unit=" calls") as bar:
+    steps = len(photographs) * bar_steps(method, samples, args.batch)
+    with lock_folder(args.out), tqdm(total=steps, desc="inpainting", unit=" calls") as bar:
         for count, job in enumerate(jobs, 1):
             fill_one(args, method, size, shown, seek, samples, bar, *job)
     holes.report_unused()
@@ -364,8 +368,8 @@ def find_sharpener(args, size):
     return sharpener
 
 
-def calls(method, samples, batch):
-    """Steps of the progress bar for a window: its calls of the network, or 1 without a network."""
+def bar_steps(method, samples, batch):
+    """Steps of the progress bar for a window: its calls of the network, or 1 without one."""
     return -(-samples // batch) * max(method.CALLS, 1)
 
 
@@ -377,7 +381,7 @@ def fill_one(args, method, size, shown, seek, samples, bar, name, photograph, ho
     check_results(Path(args.out), name, samples)
     found = seek(photograph.rgb, hole) if seek else ()
     planned, done, one = (plan(hole, size, args.face, found), bar.n,
-                          calls(method, samples, args.batch))
+                          bar_steps(method, samples, args.batch))
     if args.face and size and windows.plan(hole, size, [args.face]) == windows.plan(hole, size):
         bar.write(f"{name}: no part of the hole suits --face, which is not used", file=sys.stderr)
     work = one * max(1, len(planned))

@@ -1,7 +1,8 @@
 """Holes: which pixels are to be filled. hole [B, 1, size, size] float32, 1 = fill, 0 = known.
 
-Five families, each `family(batch, size, generator=None, device="cpu") -> hole`, and their areas as
-a share of the image (mean [range]); at small sizes rounding to pixels adds up to 3 %:
+Five families and `full`, each `family(batch, size, generator=None, device="cpu") -> hole`, and
+their areas as a share of the image (mean [range]); at small sizes rounding to pixels adds up to
+3 %:
 
     center     a square of half the side, in the middle                 25 %
     random     a box with sides of 0.3 … 0.6, anywhere                  20 % [7, 40]
@@ -89,8 +90,10 @@ def mixture(batch, size, generator=None, device="cpu", all_hole=0.2):
 
 def uniform(batch, numbers, generator=None, device="cpu"):
     """Numbers in [0, 1), [batch, numbers], drawn where the generator is, without one on the CPU.
-    In the generator's place, a table [batch, NUMBERS] that was drawn before: its first columns."""
+    In the generator's place, a table that was drawn before, as in `mixture`: its first columns."""
     if isinstance(generator, torch.Tensor):
+        if numbers > generator.shape[1]:
+            raise ValueError(f"a family draws at most {NUMBERS - 1} numbers, not {numbers}")
         return generator[:, :numbers].to(device)
     source = "cpu" if generator is None else generator.device
     return torch.rand(batch, numbers, generator=generator, device=source).to(device)
@@ -98,8 +101,8 @@ def uniform(batch, numbers, generator=None, device="cpu"):
 
 def from_image(image, size):
     """A hole of size (width, height) from an 8-bit grey Pillow picture, nearest-resized; white =
-    fill: [1, 1, height, width]. Of a picture with two values, such as a mask of 0 and 1, the
-    brighter is the hole; of any other, such as one with soft edges, 128 and above."""
+    fill: [1, 1, height, width]. Of a picture with at most two values, such as a mask of 0 and 1,
+    the brighter is the hole; of any other, such as one with soft edges, 128 and above."""
     pixels = np.array(image.resize(size, Image.NEAREST))
     values = np.flatnonzero(image.histogram())
     threshold = max(values[-1], 1) if len(values) <= 2 else 128

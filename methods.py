@@ -69,8 +69,7 @@ def _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, paste
         if there > here:
             x, previous = ddpm.renoise(x, t, s, randn_like(x, generator)), None
             continue
-        at = torch.full((len(x),), t, device=x.device)
-        x0, eps = ddpm.predict(eps_model, x, at, full)
+        x0, eps = ddpm.predict(eps_model, x, t, full)
         if pasted == "x0":
             x0 = torch.where(hole > 0, x0, image)
             eps = ddpm.predict_eps(x, t, x0)
@@ -103,21 +102,20 @@ def pigdm(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback
 
     x̂ + (1-ᾱ)/√ᾱ · Jᵀ Hᵀ d / r²,   d = H (image - x̂),   J = ∂x̂/∂x_t,
 
-    where H x_0 is taken to vary by r² in every direction. Song et al. set r² = 1-ᾱ, right for white
-    images of variance 1. The covariance is (1-ᾱ)/√ᾱ H J Hᵀ (Boys et al. 2023), so here r² is that
-    along d, (1-ᾱ)/√ᾱ · d·(H J Hᵀ d) / d·d: one step of conjugate gradients (Rozet et al. 2024),
-    exact for one known Gaussian pixel, and free, as Jᵀ Hᵀ d is there already.
+    where H x_0 is taken to have variance r² in every direction. Song et al. set r² = 1-ᾱ, right
+    for white images of variance 1. The covariance is (1-ᾱ)/√ᾱ H J Hᵀ (Boys et al. 2023), so here
+    r² is that along d, (1-ᾱ)/√ᾱ · d·(H J Hᵀ d) / d·d: one step of conjugate gradients (Rozet et al.
+    2024), exact for one known Gaussian pixel, and free, as Jᵀ Hᵀ d is there already.
 
-    azula adds √(ᾱ_s ᾱ_t) Jᵀ Hᵀ d after the step, RED-diff that or √ᾱ_t Jᵀ Hᵀ d. Such a push does
-    not shrink with the stride: more steps overshoot further (test_methods.py).
+    Other code adds √(ᾱ_s ᾱ_t) Jᵀ Hᵀ d (azula) or √ᾱ_t Jᵀ Hᵀ d (RED-diff) after the step. Such a
+    push does not shrink with the stride: more steps overshoot further (test_methods.py).
     """
     full, times = torch.ones_like(hole), ddpm.timesteps(steps)
     x, previous = randn_like(image, generator), None
     for t, s in pairwise(times):
-        at = torch.full((len(x),), t, device=x.device)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            x0, _ = ddpm.predict(eps_model, x, at, full)
+            x0, _ = ddpm.predict(eps_model, x, t, full)
             missing = torch.where(hole > 0, 0, image - x0).detach()             # d
             (pull,) = torch.autograd.grad((missing * x0).sum(), x)              # Jᵀ Hᵀ d
         x = x.detach()
@@ -160,10 +158,10 @@ def has_network(name):
     return name.partition("@")[0] in NETWORK
 
 
-def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None, sharpener=None):
+def find(name, ddpm, eps_model, steps=20, eta=1.0, bf16=False, callback=None, sharpener=None):
     """The method called `name`, or in the file `name`: an object with `inpaint` or `fit`, DRAWS and
-    CALLS. The settings are for those with the network; eta None is each one's own default, and a
-    name such as keep@50 has its own steps. With a Sharpener, it fills images of that one's size."""
+    CALLS. The settings are for those with the network; a name such as keep@50 has its own steps.
+    With a Sharpener, it fills images of that one's size."""
     method, at, number = name.partition("@")
     if has_network(name):
         steps = steps if not at else int(number) if number.isdecimal() else 0
@@ -173,7 +171,7 @@ def find(name, ddpm, eps_model, steps=20, eta=None, bf16=False, callback=None, s
         if method == "keep" and not knows_hole(eps_model):
             raise BadInput(f"{name}: these weights know no hole; methods that need no more are "
                            f"{', '.join(UNAWARE)}; the best is {default(eps_model)}")
-        settings = {"callback": callback, **({} if eta is None else {"eta": eta})}
+        settings = {"callback": callback, "eta": eta}
 
         def inpaint(image, hole, generator):
             with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):

@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal before they are used (Jordan et al. 2024).
 
-A gradient step is dominated by a few directions of a weight matrix. Muon gives all of its
-directions the same length: with the momentum's singular value decomposition M = U S Vᵀ, the step is
+A gradient step is dominated by a few directions of a weight matrix. Muon gives every
+direction the same length: with the momentum's singular value decomposition M = U S Vᵀ, the step is
 U Vᵀ. The network learns as much from fewer images; docs/choices.md has the comparison with AdamW.
 """
 import torch
@@ -14,7 +14,7 @@ def orthogonalize(matrices, steps=5, bf16=False):
 
     Newton–Schulz iteration: X ← A X + B (X Xᵀ) X + C (X Xᵀ)² X from X = M / ‖M‖_F moves every
     singular value s to A s + B s³ + C s⁵; five steps take those above 0.01 to 0.7 … 1.1. Where
-    bfloat16 products are fast, they are exact enough for it.
+    products in bfloat16 are faster, they are exact enough.
     """
     M = matrices.float()
     tall = M.shape[1] > M.shape[2]

@@ -14,11 +14,11 @@ from support.files import atomic_write, provenance, write_png
 
 COLUMNS = {"psnr_hole": ("PSNR hole", 2), "psnr_hole_mean": ("mean of K", 2),
            "psnr_hole_best": ("best of K", 2), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3),
-           "l1": ("L1", 1), "lpips": ("LPIPS", 3), "crps": ("CRPS", 1), "diversity": ("spread", 1)}
+           "l1": ("L1", 1), "lpips": ("LPIPS", 3), "crps": ("CRPS", 1), "spread": ("spread", 1)}
 
 
 def scored(values):
-    """The names of all the scores of single images; a CRPS of every ruler's features is one."""
+    """The names of all the scores of single images, the CRPS of every ruler's features included."""
     return [*scores.SCORES, *(key for key in values if key.startswith("crps_"))]
 
 
@@ -32,7 +32,7 @@ def means(values):
 
 
 def by_area(args, found):
-    """Likewise by the hole's area in tenths, (0, 0.1], (0.1, 0.2], …, whatever its family: the bins
+    """`means` by the hole's area in tenths, (0, 0.1], (0.1, 0.2], …, whatever its family: the bins
     of Liu et al. 2018, which end at 0.6, and beyond."""
     results = []
     for name in args.methods:

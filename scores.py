@@ -27,7 +27,7 @@ SCORES = {"psnr_hole": "PSNR in the hole, one sample, dB",
           "l1": "mean |error| in the hole, one sample, of 255",
           "lpips": "LPIPS (AlexNet) of the whole image, one sample",
           "crps": "continuous ranked probability score in the hole, of 255: blurring cannot win it",
-          "diversity": "standard deviation over samples in the hole, of 255"}
+          "spread": "standard deviation over samples in the hole, of 255"}
 RULERS = ("efficientnet-lite0", "inception")     # networks that distances are measured by
 INSTALL = "pip install -r requirements-metrics.txt"
 PERFECT = 100.0                   # dB: the PSNR of a fill without an error
@@ -41,7 +41,7 @@ def score(images, fills, hole, lpips=None):
     share of the image.
     Known pixels are exact, so the hole's squared error is the whole image's divided by the hole's
     area: PSNR in the hole = PSNR + 10 log10(area). A perfect fill, whose PSNR is infinite, counts
-    as PERFECT = 100 dB, so that means stay finite; one wrong value of a 64×64 image is 89 dB.
+    as PERFECT = 100 dB, so that means stay finite; one value of a 64×64 image off by 1 is 89 dB.
     """
     truth = images.permute(0, 3, 1, 2).double()
     x = fills.permute(1, 0, 4, 2, 3).double()                                # [K, B, 3, H, W]
@@ -63,7 +63,7 @@ def score(images, fills, hole, lpips=None):
             "l1": in_hole((x[0] - truth).abs()),
             "lpips": lpips(fills[:, 0], images) if lpips else torch.full_like(area, torch.nan),
             "crps": in_hole(crps(x, truth)),
-            "diversity": in_hole(variance).sqrt(), "variance": in_hole(variance),
+            "spread": in_hole(variance).sqrt(), "variance": in_hole(variance),
             "error": in_hole((centre - truth).square()), "area": area}
 
 
@@ -231,7 +231,7 @@ def efficientnet(device="cpu"):
 
 
 def unet_features(eps_model, device="cpu"):
-    """The same by the inpainter's own network: uint8 [B, H, W, 3] -> [B, d], the U-Net's middle
+    """Features by the inpainter's own network: uint8 [B, H, W, 3] -> [B, d], the U-Net's middle
     averaged over places, looking at the image as one that is all hole and all but clean (t = 0).
     A ruler for methods that share the network; it moves with the weights."""
     if not hasattr(eps_model, "encode"):

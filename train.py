@@ -32,7 +32,7 @@ from muon import Muon, split
 from schedules import SCHEDULES
 from support import distributed, graphs, runs
 from support.cli import BadInput, check_range, run
-from support.files import lock_folder, write_png
+from support.files import LARGEST_SIDE, lock_folder, write_png
 from unet import UNet
 
 
@@ -62,7 +62,7 @@ def train(args, checkpoint=None):
                       else (x0, None))
         loss = algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator, args.bf16,  # 3 … 5
                            coarse, replay)
-        update_ema(ema, net, min(args.ema, (1 + step) / (10 + step)))
+        update_ema(ema, net, min(args.ema, (1 + step) / (10 + step)))     # the first soon go
 
         run.record({"loss": loss})
         if run.due and run.first:
@@ -229,7 +229,8 @@ def parse(argv=None):
     add("--lr", type=float, default=0.005, help="Muon's learning rate, after the warm-up")
     add("--lr-adamw", type=float, default=4e-4, help="AdamW's, for biases, norms, small matrices")
     add("--warmup", type=int, default=200, help="steps over which the learning rates rise")
-    add("--ema", type=float, default=0.999, help="decay of the moving average, a step")
+    add("--ema", type=float, default=0.999, help="decay of the moving average a step, at most; it "
+        "begins lower")
     add("--schedule", choices=SCHEDULES, default="rescaled", help="noise schedule")
     add("--T", type=int, default=300, help="levels of noise")
     add("--prediction", choices=PREDICTIONS, default="v", help="what the network predicts")
@@ -246,7 +247,7 @@ def parse(argv=None):
     runs.resolve_compile(args)
     check_range(args, 1, 10 ** 9, "steps", "warmup", "every")
     check_range(args, 1, 10 ** 6, "batch", "T")
-    check_range(args, 1, runs.LARGEST, "size")
+    check_range(args, 1, LARGEST_SIDE, "size")
     check_range(args, 1, 10 ** 4, "patch", "widths", "blocks")
     check_range(args, 0, 0.999999, "ema")
     check_range(args, 0, 100, "lr_adamw")

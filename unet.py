@@ -1,5 +1,5 @@
-"""The U-Net that predicts the noise: eps_model(x, t, hole) -> [B, 3, H, W]; a sharpener is given a
-coarse image too.
+"""The U-Net that predicts the noise: eps_model(x, t, hole) -> [B, 3, H, W]. (A sharpener, the
+second network of sharpen.py, which adds detail to an enlarged fill, is given that fill too.)
 
                 x, hole ─ patches ─ stem ──────────────── head ─ pixels
                                      ↓   ↘            ↗   ↑
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-LARGEST = 1024          # positions up to which attention is written out, its weights in memory
+WRITTEN_OUT = 1024      # positions up to which attention is written out, its weights in memory
 
 
 def timestep_embedding(t, dim, longest=10_000):
@@ -49,7 +49,8 @@ class AdaGN(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """h + conv(silu(AdaGN(conv(silu(GroupNorm(h))), time))), then self-attention where asked."""
+    """skip(x) + conv(silu(AdaGN(conv(silu(GroupNorm(x))), emb))), then self-attention where asked;
+    skip is the identity, or a 1×1 convolution where the number of channels changes."""
 
     def __init__(self, in_channels, channels, time_dim, attention):
         super().__init__()
@@ -68,10 +69,11 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every position looks at every other: h + W_o v softmax(kᵀq/√d), in heads of d = 64 channels
-    or, if 64 does not divide them, in one of all. q, k and v have a column for each position; the
-    softmax is over the keys. Written out, it is twice as fast on CPUs as PyTorch's fused kernel,
-    which larger maps need, as its memory does not grow with the square of their area."""
+    """Every position looks at every other: x + W_o v softmax(kᵀq/√d), in heads of d = 64 channels
+    or, if 64 does not divide them, in one of all. q, k and v, of GroupNorm(x), have a column for
+    each position; the softmax is over the keys. Written out, it is twice as fast on CPUs as
+    PyTorch's fused kernel, which larger maps need, as its memory does not grow with the square of
+    their area."""
 
     def __init__(self, channels):
         super().__init__()
@@ -84,7 +86,7 @@ class SelfAttention(nn.Module):
         B, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W)
         q, k, v = qkv.unbind(1)                                  # each [B, heads, d, HW]
-        if H * W <= LARGEST:
+        if H * W <= WRITTEN_OUT:
             h = v @ (k.mT @ (q / q.shape[2] ** 0.5)).softmax(dim=2)
         else:                                                    # the same, never all at once
             h = F.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT
@@ -95,9 +97,9 @@ class UNet(nn.Module):
     """A U-Net on images [B, 3, size, size]; each argument affects speed and size.
 
     patch        pixels are gathered into patch × patch squares: size/patch is the first resolution
-    widths       channels at each resolution, from size/patch downwards, halving
+    widths       channels at each resolution: size/patch, then half of it, …
     blocks       residual blocks at each resolution, on the way down and again on the way up
-    attention    the resolutions that have self-attention
+    attention    the resolutions that have self-attention; the middle always has it
     coarse_size  of the images that a sharpener enlarges (sharpen.py); None for any other network
     """
 

@@ -28,12 +28,12 @@ def plan(hole, size, faces=()):
     """The windows that fill a hole [1, H, W], in their order: a list of (box, cell).
 
     The network, of `size`, is shown the box, a square; what it draws in the hole is pasted in the
-    cell, a box within it. The cells cover the hole. No window is smaller than the network's image,
-    unless the photograph is.
+    cell, a box within it. The cells cover the hole. No window but a face's is smaller than the
+    network's image, unless the photograph is.
 
     faces  [(left, top, side), …]: squares that show a face as the network knows them; a part of the
-           hole belongs to the first that holds it, enlarged up to GROWN times, and is not too large
-           for it
+           hole belongs to the first that, enlarged at most GROWN times, holds it and is not too
+           large for it
     """
     found = hole[0].numpy() > 0
     parts, planned = [*apart(found, size // 2)], []

@@ -46,7 +46,7 @@ from unet import zero
 DRAWS, CALLS, ANY_SIZE = False, 1, False
 WEIGHTS = Path(__file__).parents[1] / "weights"
 T_C, T_D = 0.18, 0.02        # the shares of phases one and two: 90,000 and 10,000 of 500,000 steps
-ALPHA = 0.0016               # 4 × the paper's 0.0004: so much larger are squares in [-1, 1]
+ALPHA = 0.0016               # 4 × the paper's 0.0004: in [-1, 1] squares are 4 × those in [0, 1]
 WARMUP = 200                 # steps over which the learning rate rises
 
 

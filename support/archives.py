@@ -20,7 +20,7 @@ from pathlib import Path
 from support.cli import BadInput
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".parquet")
-LARGEST = 2 ** 28                     # bytes of an image: more is a bomb
+LARGEST_IMAGE = 2 ** 28               # bytes of an image: more is a bomb
 NOT_DATA = (".", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found")  # systems' folders
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 STRANGE = {b"<": "a web page, as a failed download leaves it; download it again",
@@ -72,7 +72,7 @@ def fail(error):
 def members(path, is_image):
     """(name, bytes, version) of every image; is_image tells them by their names."""
     kind = kind_of(path)
-    with reading(path, kind.NAME):
+    with unpacking(path, kind.NAME):
         yield from kind.members(path, is_image)
 
 
@@ -115,7 +115,7 @@ def kind_of(path):
 
 
 @contextlib.contextmanager
-def reading(place, what):
+def unpacking(place, what):
     """A block that makes sense of a stranger's file, which fails in as many ways as there are
     fields to damage."""
     try:
@@ -129,7 +129,7 @@ def reading(place, what):
 
 
 def bounded(place, size):
-    if size > LARGEST:
+    if size > LARGEST_IMAGE:
         raise BadInput(f"{place}: {size:,} bytes are no image")
 
 
@@ -145,14 +145,14 @@ class Zip:
 
     @staticmethod
     def contents(path, names):
-        with reading(path, "zip"):
+        with unpacking(path, "zip"):
             archive = zipfile.ZipFile(path)
         with archive:
             there = (archive.NameToInfo[name] for name in names if name in archive.NameToInfo)
             for info in sorted(there, key=lambda info: info.header_offset):
                 place = f"{path}/{info.filename}"
                 bounded(place, info.file_size)
-                with reading(place, "zip"):
+                with unpacking(place, "zip"):
                     content = archive.read(info)
                 yield info.filename, content
 
@@ -174,7 +174,7 @@ class Tar:
             if info.name in names:
                 place = f"{path}/{info.name}"
                 bounded(place, info.size)
-                with reading(place, "tar"):
+                with unpacking(place, "tar"):
                     content = archive.extractfile(info).read()
                 yield info.name, content
 
@@ -185,7 +185,7 @@ class Tar:
         with open(path, "rb") as file:
             head = file.read(8)
         opener = next((opener for start, opener in OPENERS.items() if head.startswith(start)), open)
-        with reading(path, "tar"):
+        with unpacking(path, "tar"):
             with opener(path, "rb") as file, tarfile.open(fileobj=Bounded(file), mode="r:") as tar:
                 while info := tar.next():
                     if info.isfile():
@@ -204,7 +204,7 @@ class Bounded:
         self.file, self.seek, self.tell = file, file.seek, file.tell
 
     def read(self, size):
-        if size > 2 * LARGEST:
+        if size > 2 * LARGEST_IMAGE:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         return self.file.read(size)
 
@@ -255,7 +255,7 @@ class Parquet:
         except ImportError:
             raise BadInput(f"{path}: parquet files need pyarrow: pip install pyarrow") from None
 
-        with reading(path, "parquet file"), pyarrow.parquet.ParquetFile(
+        with unpacking(path, "parquet file"), pyarrow.parquet.ParquetFile(
                 path, buffer_size=2 ** 16) as file:
             leaves = Parquet.leaves(file.schema_arrow, types)
             if "bytes" not in leaves:
@@ -292,5 +292,5 @@ class Parquet:
         for group in map(metadata.row_group, range(metadata.num_row_groups)):
             for chunk in map(group.column, range(group.num_columns)):
                 size, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
-                if chunk.path_in_schema == leaf and size > LARGEST + 100 * stored:
+                if chunk.path_in_schema == leaf and size > LARGEST_IMAGE + 100 * stored:
                     raise BadInput(f"{path}: {size:,} bytes are no images")

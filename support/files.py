@@ -23,7 +23,7 @@ except ImportError:                                              # Windows has n
 
 ROOT = Path(__file__).parents[1]
 HALF = ".{}.{}.tmp"                                              # of a file's name and a process
-LARGEST = 1024          # pixels, the side of a network's images: a fill takes about 4 GB there
+LARGEST_SIDE = 1024     # pixels, the side of a network's images: a fill takes about 4 GB there
 
 
 # ---- writing -----------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def check_finite(path, tensors):
 
 
 def no_pipe(path):
-    """A ValueError for what is there and is no file: a pipe would be waited for without an end."""
+    """Raise ValueError for what exists but is no file: reading a pipe could wait for ever."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError("not a file")
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from ddpm import DDPM
 from schedules import cosine_betas, linear_betas
 from support.cli import BadInput
-from support.files import LARGEST, check_finite, no_pipe, read_tensors, reading, rebuild
+from support.files import LARGEST_SIDE, check_finite, no_pipe, read_tensors, reading, rebuild
 from support.guided_diffusion import ADM, HEAD, architecture
 
 PIXELS = 2 ** 16        # of images in the network's memory: one of 256×256 (docs/speed.md)
@@ -121,9 +121,9 @@ def check_network(folder, settings):
         raise BadInput(f"{folder}: its network is told the noise as "
                        f"{settings['time_embedding_type']} features, not as a DDPM's level")
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    if type(height) is not int or height != width or not 1 <= height <= LARGEST:
+    if type(height) is not int or height != width or not 1 <= height <= LARGEST_SIDE:
         raise BadInput(f"{folder}: its config.json has sample_size {str(size)[:40]}, not the side "
-                       f"of a square image, of at most {LARGEST:,} pixels")
+                       f"of a square image, of at most {LARGEST_SIDE:,} pixels")
     levels = settings.get("block_out_channels")
     if isinstance(levels, list) and height >> max(len(levels) - 1, 0) < 2:
         raise BadInput(f"{folder}: its network ends in maps of one pixel, which cannot be "
@@ -206,7 +206,7 @@ def load_guided(path, tensors, device="cpu"):
     with reading(path, f"a guided-diffusion network with heads of {HEAD} channels", "no such file"):
         check_guided(path, tensors)
         settings, size = architecture(tensors)
-        if size > LARGEST:
+        if size > LARGEST_SIDE:
             raise ValueError("images too large")
         net = rebuild(ADM, settings, tensors)
     check_finite(path, tensors)

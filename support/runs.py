@@ -20,7 +20,7 @@ from schedules import SCHEDULES
 from support import distributed, foreign
 from support.cli import BadInput, check_range, device
 from support.files import (
-    LARGEST,
+    LARGEST_SIDE,
     ROOT,
     atomic_write,
     check_finite,
@@ -133,7 +133,7 @@ def on_signal():
 
 # ---- checkpoints -------------------------------------------------------------------------------
 
-def save(args, settings, state, shipped, generator, step, losses, seen=0):
+def save(args, settings, state, shipped, generator, step, losses, seen):
     """Write checkpoint.pt and weights.pt; the arguments are those of `Run`; seen: images so far."""
     metadata = {"settings": settings, "step": step}
     parts = {name: part.state_dict() for name, part in state.items()}
@@ -157,7 +157,7 @@ def load_checkpoint(out):
     path = Path(out) / "checkpoint.pt"
     with reading(path, "a checkpoint of train.py's", "nothing to resume; start without --resume"):
         checkpoint = read_tensors(path)
-        checkpoint["rng"], checkpoint["step"]
+        checkpoint["rng"], checkpoint["step"], checkpoint["seen"], checkpoint["args"]["bf16_asked"]
     return checkpoint
 
 
@@ -175,8 +175,7 @@ def restore(checkpoint, state, generator):
             match_layout(part)
     torch.set_rng_state(checkpoint["rng"]["torch"])
     generator.set_state(checkpoint["rng"]["train"])
-    seen = checkpoint.get("seen", checkpoint["step"] * checkpoint["args"]["batch"])
-    return checkpoint["step"], seen, checkpoint["losses"]
+    return checkpoint["step"], checkpoint["seen"], checkpoint["losses"]
 
 
 def match_layout(optimizer):
@@ -231,7 +230,8 @@ def from_checkpoint(path, checkpoint, device="cpu"):
         settings, ema = checkpoint["settings"], checkpoint["ema"]
         layers = settings["unet"]["blocks"] * len(settings["unet"]["widths"])
         size, coarse = settings["unet"]["size"], settings["unet"].get("coarse_size")
-        if not (1 <= settings["T"] <= 10 ** 6 and 1 <= size <= LARGEST and 1 <= layers <= len(ema)
+        if not (1 <= settings["T"] <= 10 ** 6 and 1 <= size <= LARGEST_SIDE
+                and 1 <= layers <= len(ema)
                 and (coarse is None or 1 <= coarse < size)):
             raise ValueError("settings out of range")
         net = rebuild(UNet, settings["unet"], ema).eval().requires_grad_(False)
@@ -296,7 +296,7 @@ def parse(parser, argv=None):
         here = {key: value for key, value in vars(args).items()
                 if key in ("out", "device", "compile", "resume")}
         given = checkpoint["args"]
-        asked = given.get("bf16_asked", given["bf16"])   # or it is for this machine to say
+        asked = given["bf16_asked"]            # if neither, it is for this machine to say
         parser.set_defaults(**{**given, "bf16": asked, **here})
         args = parser.parse_args(argv)
         for flag in ("seed", "init", "coarse"):
@@ -319,7 +319,7 @@ def parse(parser, argv=None):
 
 
 def resolve_bf16(args):
-    """--bf16, if it was neither asked for nor declined: where a GPU or an x86 CPU has instructions
+    """Unless --bf16 was given or declined, turn it on where a GPU or an x86 CPU has instructions
     for it."""
     if args.bf16 is not None:
         return
@@ -333,8 +333,8 @@ def resolve_bf16(args):
 
 
 def resolve_compile(args):
-    """--compile, if it was neither asked for nor declined: on GPUs. Where nothing can be compiled,
-    which a trial shows, it is off, and a line says so."""
+    """Unless --compile was given or declined, turn it on on GPUs. Where nothing can be compiled,
+    which a trial shows, turn it off, and say so in a line."""
     if args.compile is None:
         args.compile = torch.device(args.device).type == "cuda"
     if args.compile:

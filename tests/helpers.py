@@ -49,7 +49,7 @@ def save_weights(out, size=16, widths=(8, 16), seed=0):
     net = UNet(size, 2, widths, 1)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    runs.save(args, train.settings(args), {"ema": net}, "ema", torch.Generator(), 1, [])
+    runs.save(args, train.settings(args), {"ema": net}, "ema", torch.Generator(), 1, [], 8)
     return Path(out) / "weights.pt"
 
 

@@ -301,7 +301,7 @@ def test_without_pyarrow_a_line_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("header", [False, True])
 def test_a_tar_of_nothing_but_zeros_is_no_bomb(monkeypatch, header):
     """A member, or a header, of 64 MB, that gzip made 64 kB of, where an image may have 4."""
-    monkeypatch.setattr(archives, "LARGEST", 2 ** 22)
+    monkeypatch.setattr(archives, "LARGEST_IMAGE", 2 ** 22)
     with tarfile.open("a.tgz", "w:gz", compresslevel=1) as archive:
         info = tarfile.TarInfo("a.png")
         info.size, info.type = 2 ** 26, tarfile.XHDTYPE if header else tarfile.REGTYPE
@@ -314,7 +314,7 @@ def test_a_tar_of_nothing_but_zeros_is_no_bomb(monkeypatch, header):
 
 
 def test_a_parquet_file_of_nothing_but_zeros_is_no_bomb(monkeypatch):
-    monkeypatch.setattr(archives, "LARGEST", 2 ** 22)
+    monkeypatch.setattr(archives, "LARGEST_IMAGE", 2 ** 22)
     parquet_of(Path("a.parquet"), {"a.png": bytes(2 ** 26)}, compression="zstd",
                use_dictionary=False)
     with pytest.raises(BadInput, match="a.parquet: 67,.* bytes are no images"):

@@ -256,7 +256,7 @@ def test_strangers_methods_stand_beside_our_own(command):
     for i in range(N):
         ours, theirs = scored[i, "random", "mean"], scored[i, "random", "learned.py"]
         assert theirs == pytest.approx(ours, rel=0.01, nan_ok=True)
-        assert math.isnan(theirs["diversity"]) and scored[i, "random", "noise.py"]["diversity"] > 50
+        assert math.isnan(theirs["spread"]) and scored[i, "random", "noise.py"]["spread"] > 50
 
 
 @pytest.mark.parametrize("fill, said", [

@@ -221,7 +221,7 @@ def test_weights_of_another_size_rebuild_another_network(tmp_path):
     args = argparse.Namespace(out=str(tmp_path), size=16, patch=1, widths=[8], blocks=1,
                               schedule="linear", T=7, prediction="eps", coarse=None)
     state = {"ema": UNet(16, 1, [8], 1)}
-    runs.save(args, train.settings(args), state, "ema", torch.Generator(), 1, [])
+    runs.save(args, train.settings(args), state, "ema", torch.Generator(), 1, [], 8)
     ddpm, net, size = inpaint.load_weights(tmp_path / "weights.pt")
     assert (ddpm.T, ddpm.prediction, size, net.patch) == (7, "eps", 16, 1)
 

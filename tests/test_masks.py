@@ -160,3 +160,13 @@ def test_a_hole_drawn_as_a_white_picture_comes_back_from_it(name, size, seed):
 def test_grey_is_a_hole_from_the_middle_up():
     greys = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
     assert_close(masks.from_image(greys, (16, 16)).flatten(), (torch.arange(256) >= 128).float())
+
+
+def test_a_family_that_draws_more_numbers_than_the_mixture_has_is_refused(monkeypatch):
+    """Not given fewer, silently."""
+    def greedy(batch, size, generator=None, device="cpu"):
+        return masks.uniform(batch, masks.NUMBERS, generator, device)
+    monkeypatch.setattr(masks, "MASKS", {"greedy": greedy, "full": masks.full})
+    monkeypatch.setattr(masks, "FAMILIES", {"greedy": greedy})
+    with pytest.raises(ValueError, match="at most 69 numbers, not 70"):
+        masks.mixture(8, 16)

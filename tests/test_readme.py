@@ -39,12 +39,25 @@ def test_the_readme_names_the_commands():
 
 @pytest.mark.parametrize("page", ["README.md", "weights/README.md", "docs/benchmark.md",
                                   "docs/calls.md", "docs/choices.md", "docs/faults.md",
-                                  "docs/older-ways.md", "docs/speed.md"])
+                                  "docs/older-ways.md", "docs/references.md", "docs/speed.md"])
 def test_the_pictures_and_files_that_a_page_links_are_there(page):
     links = re.findall(r"\]\((?!https:|#)([^)]+)\)", (ROOT / page).read_text())
     assert len(links) > 20 or page != "README.md"
     for link in links:
         assert (ROOT / page).parent.joinpath(link).exists(), link
+
+
+def test_the_references_are_the_papers_that_are_cited():
+    """By the first author and the year, such as Ho et al. 2020; Li and He 2025; Bishop 2006."""
+    listed = re.findall(r"^- ([A-Z]\w+).*? (\d{4}b?)\.", (ROOT / "docs/references.md").read_text(),
+                        re.MULTILINE)
+    pages = [*ROOT.glob("*.py"), *ROOT.glob("baselines/*.py"), *ROOT.glob("support/*.py"),
+             *(page for page in ROOT.glob("docs/*.md") if page.name != "references.md"),
+             ROOT / "weights/README.md"]
+    text = " ".join(re.sub(r"[\s#]+", " ", page.read_text()) for page in pages)
+    several = r"(?:,? et al\.,?|(?:,| and) (?:[A-Z][\w-]+,? )*[A-Z]\w+)"
+    cited = {*re.findall(rf"([A-Z]\w+){several} ((?:19|20)\d\db?)", text), ("Bishop", "2006")}
+    assert len(cited) > 40 and cited == set(listed)
 
 
 def test_the_library_example_runs(monkeypatch):

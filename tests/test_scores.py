@@ -49,7 +49,7 @@ def test_scores_against_slow_computations():
                 "psnr_hole_mean": psnr(errors.mean(axis=0) ** 2),
                 "psnr_hole_best": max(psnr(e ** 2) for e in errors),
                 "l1": np.abs(errors[0]).mean(), "crps": np.abs(errors).mean() - pairs / 2,
-                "diversity": x.var(axis=0, ddof=1)[inside].mean() ** 0.5}
+                "spread": x.var(axis=0, ddof=1)[inside].mean() ** 0.5}
         for name, value in slow.items():
             assert scored[name][b].item() == pytest.approx(value, rel=1e-5), name
         whole = structural_similarity(x[0], truth, gaussian_weights=True, sigma=1.5,
@@ -62,7 +62,7 @@ def test_a_perfect_fill_scores_perfectly():
     scored = scores.score(images, images[:, None].expand(-1, 2, -1, -1, -1), hole)
     for name, best in {"psnr_hole": 100, "psnr_hole_mean": 100, "psnr_hole_best": 100,
                        "psnr": 100, "ssim": 1, "l1": 0, "crps": 0,
-                       "diversity": 0}.items():
+                       "spread": 0}.items():
         assert all(scored[name] == best), name
 
 
@@ -77,7 +77,7 @@ def test_crps_of_a_gaussian_matches_its_closed_form():
     Phi, phi = 0.5 * (1 + math.erf(z / 2 ** 0.5)), math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     exact = sigma * (z * (2 * Phi - 1) + 2 * phi - 1 / math.sqrt(math.pi))
     assert scored["crps"].item() == pytest.approx(exact, rel=0.01)
-    assert scored["diversity"].item() == pytest.approx(sigma, rel=0.01)
+    assert scored["spread"].item() == pytest.approx(sigma, rel=0.01)
 
 
 def test_crps_is_unbiased_at_two_samples_and_blurring_does_not_win():
@@ -141,7 +141,7 @@ def test_psnr_in_the_hole_is_the_whole_images_and_the_holes_share():
 def test_a_single_sample_has_no_spread_and_its_crps_is_its_error():
     images, fills, hole = example()
     scored = scores.score(images, fills[:, :1], hole)
-    assert scored["diversity"].isnan().all() and scored["variance"].isnan().all()
+    assert scored["spread"].isnan().all() and scored["variance"].isnan().all()
     torch.testing.assert_close(scored["crps"], scored["l1"])
     assert torch.equal(scored["psnr_hole"], scored["psnr_hole_best"])
     assert torch.equal(scored["psnr_hole"], scored["psnr_hole_mean"])

@@ -119,7 +119,7 @@ def test_adagn_is_y_s_times_the_normalized_plus_y_b(channels, groups):
 def test_attention_against_an_explicit_softmax(monkeypatch, channels, heads, largest):
     """h + W_o softmax(q kᵀ/√d) v, position by position, each head on its own channels; of small
     maps and of large ones."""
-    monkeypatch.setattr(unet, "LARGEST", largest)
+    monkeypatch.setattr(unet, "WRITTEN_OUT", largest)
     torch.manual_seed(0)
     layer, x = SelfAttention(channels), torch.randn(2, channels, 3, 5)
     assert torch.equal(layer(x), x)                                    # zero-initialised
