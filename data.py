@@ -301,6 +301,14 @@ def _size(path, name):
         return Image.open(file, formats=FORMATS).size
 
 
+def first_size(sources):
+    """(width, height) of the first of the images of all splits."""
+    member = next(iter(find(sources)), None)
+    if member is None:
+        raise BadInput(_nothing(sources, "train", {}))
+    return _size(Path(member[0]), member[1])
+
+
 def _has_list(folder):
     """Whether CelebA's own list of splits lies here: the authors' .txt, or Kaggle's .csv with a
     heading. It must agree with ours."""

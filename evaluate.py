@@ -43,7 +43,7 @@ import report
 import scores
 import sharpen
 from support import distributed
-from support.cli import BadInput, check_range, device, run
+from support.cli import BadInput, check_empty, check_range, device, run, say
 from support.files import (
     atomic_write,
     content,
@@ -78,13 +78,27 @@ def read_fills(folder, mask, name, images, hole, first):
     for i, image in enumerate(images):
         files = numbered(Path(folder) / mask / name, first + i)
         fills = [torch.from_numpy(np.array(data.open_image(file))) for file in files]
-        if not fills or any(fill.shape != image.shape for fill in fills):
-            raise BadInput(f"{folder}/{mask}/{name}: needs {first + i:05}_0.png, _1.png, …, "
-                           f"{len(image)}×{len(image)} pixels, and so for every image")
+        if any(fill.shape != image.shape for fill in fills):
+            raise BadInput(f"{folder}/{mask}/{name}: {first + i:05}_… must be of {len(image)}×"
+                           f"{len(image)} pixels, as the images are")
         drawn.append(torch.stack(fills))
-    if len({len(fills) for fills in drawn}) > 1:
-        raise BadInput(f"{folder}/{mask}/{name}: not as many samples of every image")
     return checked(name, torch.stack(drawn), images, hole)
+
+
+def check_fills(args, n):
+    """Refuse a --from in which an image lacks a fill, or has more of them than another."""
+    for mask, name in itertools.product(args.masks, args.read):
+        folder = Path(args.read_from) / mask / name
+        names = {path.name for path in folder.glob("*.png")}
+        samples = len([file for file in names if file.startswith("00000_")])
+        wanted = {f"{i:05}_{k}.png" for i in range(n) for k in range(max(samples, 1))}
+        if wanted - names:
+            raise BadInput(f"{folder}: {min(wanted - names)} is missing; each of the {n} images "
+                           "needs as many fills, 00000_0.png, 00000_1.png, …")
+        more = [file for file in names - wanted if file[:5].isdecimal() and int(file[:5]) < n]
+        if more:
+            raise BadInput(f"{folder}: {min(more)} is one more than image 00000 has; each image "
+                           "needs as many fills")
 
 
 def numbered(folder, i):
@@ -134,10 +148,10 @@ def read_holes(path, n, size, crop):
     """Holes [n, 1, size, size] from one mask for all, or from a folder of masks (where some are
     called *_mask*, as LaMa has them beside its photographs, from those). In the order of their
     names: spread evenly over a folder that holds more than n, as NVIDIA's is sorted by area; else
-    from its start again. Cut as photographs are, resized as by masks.from_image; white, or paint
-    on a transparent ground, is filled."""
+    from its start again. What is hole is decided as by masks.from_image, of the whole mask, which
+    is then cut as photographs are; white, or paint on a transparent ground, is filled."""
     files = [path] if path.is_file() else sorted(
-        file for file in path.iterdir() if file.suffix.lower() in data.SUFFIXES)
+        file for file in path.iterdir() if data.is_image(file.name))
     files = [file for file in files if MASK in file.stem] or files
     if not files:
         raise BadInput(f"--masks {path}: no image in it ({', '.join(data.SUFFIXES)})")
@@ -145,13 +159,14 @@ def read_holes(path, n, size, crop):
     @functools.cache
     def read(file):
         picture = open_mask(file)
-        hole = masks.from_image(picture.crop(data.window(picture.size, crop)), (size, size))
+        whole = 255 * masks.from_image(picture, picture.size)[0, 0].byte()
+        cut = Image.fromarray(whole.numpy()).crop(data.window(picture.size, crop))
+        hole = masks.from_image(cut, (size, size))
         if not hole.any():
             raise BadInput(f"{file}: no hole is left of it at {size}×{size} pixels; white is what "
                            "is filled")
         return hole
-    step = max(len(files) // n, 1)
-    return torch.cat([read(files[i * step % len(files)]) for i in range(n)])
+    return torch.cat([read(files[i * max(len(files), n) // n % len(files)]) for i in range(n)])
 
 
 # ---- the work, a part a batch ------------------------------------------------------------------
@@ -186,8 +201,11 @@ def score_parts(args, images, holes, chosen, training, lpips, rulers, truth):
             drawn = torch.cat([*map(features, blocks)]).unflatten(0, fills.shape[:2])  # [B, K, d]
             crps = scores.crps(drawn.transpose(0, 1), truth[ruler][first:first + len(batch)])
             scored |= {f"features_{ruler}": drawn[:, 0], f"crps_{ruler}": crps.mean(dim=1)}
+        if name not in args.read and method.DRAWS and fills.shape[1] == 1:    # it would be L1
+            scored |= {key: torch.full((len(batch),), torch.nan)
+                       for key in scored if key.startswith("crps")}
         if args.save:
-            save_fills(Path(args.out) / "fills", mask, Path(name).stem, batch, hole, fills, first,
+            save_fills(Path(args.out) / "fills", mask, short(name), batch, hole, fills, first,
                        provenance(args.weights, args.seed, args.sharpen))
         with atomic_write(part(args, mask, name, first)) as half, open(half, "wb") as file:
             np.savez(file, **scored, samples=fills.shape[1], calls=calls, seconds=seconds,
@@ -213,10 +231,12 @@ def collect(args, n):
     return found
 
 
-def open_parts(args, images, holes, lpips, rulers):
+def open_parts(args, images, holes, chosen, training, lpips, rulers):
     """Make --out/parts, or with --resume check that it is of a run with the same settings."""
     folder = Path(args.out) / "parts"
+    learning = any(not hasattr(chosen[name], "inpaint") for name in args.methods if name in chosen)
     files = [args.weights, *([args.sharpen] if args.sharpen else []),
+             *(Path(args.read_from) / mask / name for mask in args.masks for name in args.read),
              *(methods.file_of(name) for name in args.methods if name not in args.read),
              *(name for name in args.features or () if name not in (*scores.RULERS, "unet"))]
     settings = {key: value for key, value in vars(args).items()
@@ -224,6 +244,7 @@ def open_parts(args, images, holes, lpips, rulers):
     settings |= {"networks found": [lpips is not None, *rulers],
                  "holes": [digest(np.ascontiguousarray(hole)) for hole in holes.values()],
                  "images": digest(np.ascontiguousarray(images)),
+                 "training images": digest(np.ascontiguousarray(training())) if learning else None,
                  **{f"content of {file}": digest(content(file)) for file in files}}
     settings, path = json.loads(json.dumps(settings, default=str)), folder / "settings.json"
     if not args.resume:
@@ -266,7 +287,7 @@ def leave_out_learners(args, chosen, training):
     except BadInput as error:
         args.methods = [name for name in args.methods if name not in learners]
         if distributed.RANK == 0:
-            print(f"{', '.join(learners)} left out: {error}", file=sys.stderr)
+            say(f"{', '.join(learners)} left out: {error}")
 
 
 def among(images, others):
@@ -393,6 +414,7 @@ def parse():
     args = parser.parse_args()
     if args.data == ["synthetic"]:
         args.limit = DRAWN if args.limit is None else args.limit
+    check_empty(args)
     check_range(args, 1, 10 ** 6, "batch")
     check_range(args, 1, 999, "samples")
     check_range(args, 0, 10 ** 9, "seed")
@@ -418,11 +440,16 @@ def name_methods(args):
     strange = [name for name in (*args.masks, *args.methods) if not name.isprintable()]
     if strange:
         raise BadInput(f"a mask or method is called {strange[0]!r}: rename its file or folder")
-    names = [Path(name).stem for name in args.methods]
+    names = [short(name) for name in args.methods]
     twice = {name for name in names if names.count(name) > 1 or name == "real"}
     if twice:
         raise BadInput(f"two methods are called {min(twice)} (real images are the method real): "
                        "rename a file or a folder")
+
+
+def short(name):
+    """A method's name, without the place and ending of its file."""
+    return Path(name).stem if name.endswith(".py") else name
 
 
 def name_masks(args):
@@ -433,8 +460,9 @@ def name_masks(args):
         if mask not in masks.MASKS and not (mask and path.stem and path.exists()):
             raise BadInput(f"--masks {mask}: neither a file or folder nor one of "
                            f"{', '.join(masks.MASKS)}")
-    args.mask_files = {path.stem: path for path in paths if path.is_absolute()}
-    args.masks = [path.stem for path in paths]
+    names = [path.name if path.is_dir() else path.stem for path in paths]
+    args.mask_files = {name: path for name, path in zip(names, paths) if path.is_absolute()}
+    args.masks = names
     if len(set(args.masks)) < len(args.masks):
         raise BadInput("--masks: two of one name; rename a file or a folder")
 
@@ -452,6 +480,7 @@ def main():
             args.methods[0] = methods.default(eps_model)                     # else keep
         with distributed.first():                                  # who decodes for all
             images = data.load(args.data, args.split, args.size, args.crop, args.limit, args.cache)
+        check_fills(args, len(images))
         holes = make_holes(args, len(images))
         chosen = {name: methods.find(name, ddpm, eps_model, args.steps, args.eta, args.bf16,
                                      sharpener=sharpener)
@@ -465,7 +494,7 @@ def main():
         with lock_folder(args.out) if distributed.RANK == 0 else contextlib.nullcontext():
             with distributed.first():
                 if distributed.RANK == 0:
-                    open_parts(args, images, holes, lpips, rulers)
+                    open_parts(args, images, holes, chosen, training, lpips, rulers)
                     if not args.resume:
                         announce(args, images, holes, chosen, rulers, eps_model, size)
                     real = reference(args, images, rulers)
@@ -496,7 +525,7 @@ def find_networks(args, eps_model):
             if args.features and make is scores.extractor:
                 raise BadInput(f"--features: {error}") from None
             if distributed.RANK == 0:
-                print(f"left out: {error}", file=sys.stderr)
+                say(f"left out: {error}")
 
     lpips = network(scores.lpips_network) if args.perceptual else None
     names = args.features or (scores.RULERS if args.perceptual else ())

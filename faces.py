@@ -24,7 +24,7 @@ from tqdm import tqdm
 import data
 import masks
 import windows
-from support.cli import BadInput, check_range, run
+from support.cli import BadInput, check_empty, check_range, run
 from support.files import content, read_tensors, reading, write_tensors
 from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
@@ -37,23 +37,28 @@ SPREAD = 0.06, 0.06, 0.12       # deviations of the displacements to learn from:
 PARTS = 6           # of the hole, for which faces are looked for: about a second each
 CLOSE = 0.8         # of a square photograph's side: one with a larger face is seen whole
 ROUNDS, COPIES = 5, 8           # of the alignment; nearby windows averaged in each
+AGREED = 0.105      # deviation of what these say, dx, dy and log scale added, below which there is
+                    # a face: docs/choices.md
+
+NONE = ("no face was found at the hole, and the network knows nothing else: the method patchmatch "
+        "may do better")
 
 Readout = namedtuple("Readout", "ddpm eps_model size W b")
 
 
 def find(photograph, hole, size, readout=None):
     """[(left, top, side), …]: the faces in a photograph, uint8 [H, W, 3], whose squares suit a part
-    of its hole [1, H, W], none smaller than the network's images, of `size`.
+    of its hole [1, H, W], none smaller than the network's images, of `size`; [] if there is none.
 
     For each part, up to PARTS of them, the largest first, they are detected with the hole smoothed
-    over. With a `readout`, the network aligns them; where none is detected, it aligns the window
-    otherwise used, if the part has only one. Aligned ones come first. None is looked for in
-    CelebA's photographs, whose windows are known, nor along a part longer than twice the
-    photograph's shorter side; a square photograph that is nearly all face has none.
+    over. With a `readout`, the network aligns them; where none is detected, it looks for one at the
+    window otherwise used, if the part has only one. Aligned ones come first. None is looked for
+    along a part longer than twice the photograph's shorter side, nor in CelebA's photographs, whose
+    window is known; the window of a square photograph that is nearly all face is all of it.
     """
     (height, width), where, detected, near = hole.shape[1:], hole[0].numpy() > 0, [], []
     if (width, height) == data.ALIGNED:
-        return []
+        return [windows.face_in(height, width)]
     parts = sorted(windows.apart(where, size // 2), key=lambda part: -part[2] * part[3])[:PARTS]
 
     def serves(face):
@@ -69,11 +74,15 @@ def find(photograph, hole, size, readout=None):
         if not seen and len(general) == 1:
             (top, left, side, _), _ = general[0]
             near.append((left, top, side))
-    detected = distinct(detected)
-    near = detected + near
-    aligned = [align(readout, photograph, hole, face) for face in near] if readout else []
+    detected, aligned = distinct(detected), []
+    for face in detected + near if readout else ():
+        window, deviation = align(readout, photograph, hole, face)
+        if face in detected or deviation < AGREED:
+            aligned.append(window)
     found = [face for face in distinct(aligned) + detected if serves(face)]
-    return [] if found and width == height and found[0][2] > CLOSE * width else found
+    if found and width == height and found[0][2] > CLOSE * width:
+        return [windows.face_in(height, width)]
+    return found
 
 
 def surroundings(part, shape, size):
@@ -133,9 +142,10 @@ def distinct(squares):
 # ---- the network's own opinion -----------------------------------------------------------------
 
 def align(readout, photograph, hole, face):
-    """(left, top, side) of CelebA's window near that of a face, in a photograph, uint8 [H, W, 3],
-    with a hole [1, H, W]. In each of ROUNDS rounds, COPIES windows are displaced at random around
-    the present one; each says where CelebA's window is, and their mean is the next."""
+    """CelebA's window (left, top, side) near that of a face, in a photograph, uint8 [H, W, 3], with
+    a hole [1, H, W]. In each of ROUNDS rounds, COPIES windows are displaced at random around the
+    present one; each says where CelebA's window is, and their mean is the next. Also returns by how
+    much they differed, the mean of all rounds: where there is no face, they do not agree."""
     generator, (height, width) = torch.Generator().manual_seed(0), hole.shape[1:]
     scale = max(1, round(face[2] / (4 * readout.size)))               # a large face is reduced once
     if scale > 1:
@@ -145,13 +155,15 @@ def align(readout, photograph, hole, face):
         height, width = hole.shape[1:]
     least, most = torch.tensor([0, 0, 1]), torch.tensor([width, height, max(width, height)])
     face = torch.tensor([face[0] + face[2] / 2, face[1] + face[2] / 2, face[2]])      # x, y, side
-    for _ in range(ROUNDS):
+    deviations = torch.zeros(ROUNDS)
+    for i in range(ROUNDS):
         near = displaced(face, displacements(COPIES, generator) / 2)
         near = displaced(near, tell(readout, photograph, hole, near, generator))
-        face = torch.cat([near[:, :2].mean(dim=0), near[:, 2].log().mean()[None].exp()])
-        face = face.clamp(least, most)
+        places, sizes = near[:, :2] / face[2], near[:, 2].log()
+        deviations[i] = places.std(dim=0).sum() + sizes.std()
+        face = torch.cat([near[:, :2].mean(dim=0), sizes.mean()[None].exp()]).clamp(least, most)
     x, y, side = (scale * face).tolist()
-    return round(x - side / 2), round(y - side / 2), round(side)
+    return (round(x - side / 2), round(y - side / 2), round(side)), deviations.mean().item()
 
 
 def displacements(number, generator):
@@ -271,6 +283,7 @@ def parse():
     args = parser.parse_args()
     if args.data == ["synthetic"]:
         raise BadInput("--data: drawn faces teach nothing of where CelebA has them")
+    check_empty(args)
     check_range(args, 1, 10 ** 6, "limit", "copies")
     check_range(args, 0, 10 ** 9, "seed")
     return args
@@ -281,16 +294,22 @@ def main():
     ddpm, eps_model, size = load_weights(args.weights)
     if not hasattr(eps_model, "encode"):
         raise BadInput(f"--weights {args.weights}: not a network of train.py's")
+    size_of_first = data.first_size(args.data)
+    if size_of_first != data.ALIGNED:
+        raise BadInput("--data: CelebA's aligned photographs have {}×{} pixels; the first image "
+                       "here has {}×{}".format(*data.ALIGNED, *size_of_first))
     generator, sets = torch.Generator().manual_seed(args.seed), []
     for split in ("train", "val"):
         photographs = data.load(args.data, split, 178, "centre178", args.limit, args.cache)
         sets.append(examples(ddpm, eps_model, size, photographs,
                              args.copies if split == "train" else 3, generator))
     W, b = ridge(*sets[0])
-    write_tensors(beside(args.weights), {"W": W.half(), "b": b,
-                                         "weights": content(args.weights).hex()})
     X, Y = sets[1]
     left = (X.float() @ W.half().float() + b - Y).std(dim=0)
+    if not torch.isfinite(left).all():
+        raise BadInput("too few windows to learn from: more --limit or --copies")
+    write_tensors(beside(args.weights), {"W": W.half(), "b": b,
+                                         "weights": content(args.weights).hex()})
     print("validation, deviations of dx, dy, log scale: " + ", ".join(
         f"{before:.3f} → {after:.3f}" for before, after in zip(Y.std(dim=0), left))
           + f": {beside(args.weights)}")

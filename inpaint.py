@@ -14,7 +14,6 @@ second network sharpens our network's fills (sharpen.py). The others see its own
 import argparse
 import hashlib
 import itertools
-import sys
 import time
 from functools import partial
 from importlib.util import find_spec
@@ -33,7 +32,7 @@ import masks
 import methods
 import sharpen
 import windows
-from support.cli import BadInput, check_range, device, one_line, run
+from support.cli import BadInput, check_empty, check_range, device, run, say
 from support.files import lock_folder, provenance, write_png
 from support.foreign import local
 from support.photographs import Holes, Photograph, find, walk
@@ -75,6 +74,9 @@ def draw(inpaint, images, hole, samples=4, seed=0, batch=BATCH):
     for i in range(0, len(known), batch):
         generators = [torch.Generator().manual_seed(s) for s in seeds[i:i + batch]]
         filled = inpaint(known[i:i + batch], holes[i:i + batch], generators)
+        if not isinstance(filled, torch.Tensor):
+            raise BadInput(f"a fill must be a tensor, and this one is a {type(filled).__name__}: "
+                           "mend the method")
         if filled.shape != known[i:i + batch].shape:
             raise BadInput(f"a fill must be of the image's shape, {tuple(known[i:i + batch].shape)}"
                            f"; this one is of shape {tuple(filled.shape)}: mend the method")
@@ -207,7 +209,7 @@ def read_each(photographs, holes, failed):
         except BadInput as error:
             if len(photographs) == 1:
                 raise
-            tqdm.write(one_line(error), file=sys.stderr)
+            say(error)
             failed.append(name)
             continue
         for each, hole in found:
@@ -304,8 +306,7 @@ def parse():
     add("--out", default="out", help="folder for the results")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    if not all([args.mask, *args.images]):
-        raise BadInput("a photograph or --mask without a name: is a variable empty?")
+    check_empty(args)
     check_range(args, 1, 65_535, "samples", "batch")
     check_range(args, 0, 10 ** 9, "seed")
     check_range(args, 0, 10 ** 4, "grow")
@@ -327,6 +328,8 @@ def main():
     method = methods.find(args.method, ddpm, eps_model, args.steps, args.eta,
                           callback=lambda *_: bar.update(), sharpener=sharpener)
     samples = args.samples if method.DRAWS else 1
+    if args.face and method.ANY_SIZE:
+        raise BadInput(f"--face is for the network: {args.method} sees the photograph's own pixels")
     if not hasattr(method, "inpaint"):
         if not args.train:
             raise BadInput(f"--method {args.method} learns from training images: name them with "
@@ -341,7 +344,7 @@ def main():
     look = methods.knows_hole(eps_model) if args.find_faces is None else args.find_faces
     known = args.face or not args.images                     # the astronaut's, too
     seek = None if known or not look or size is None else partial(
-        faces.find, size=size, readout=faces.load(args.weights, ddpm, eps_model, size))
+        faces_at, size, faces.load(args.weights, ddpm, eps_model, size))
     shown = sharpener.size if sharpener else size
     steps = len(photographs) * bar_steps(method, samples, args.batch)
     with lock_folder(args.out), tqdm(total=steps, desc="inpainting", unit=" calls") as bar:
@@ -368,6 +371,14 @@ def find_sharpener(args, size):
     return sharpener
 
 
+def faces_at(size, readout, name, photograph, hole):
+    """The faces found; if the network can tell that there is none, a line says so."""
+    found = faces.find(photograph.rgb, hole, size, readout)
+    if readout and hole.any() and not found:
+        say(f"{name}: {faces.NONE}")
+    return found
+
+
 def bar_steps(method, samples, batch):
     """Steps of the progress bar for a window: its calls of the network, or 1 without one."""
     return -(-samples // batch) * max(method.CALLS, 1)
@@ -376,22 +387,22 @@ def bar_steps(method, samples, batch):
 def fill_one(args, method, size, shown, seek, samples, bar, name, photograph, hole):
     """Fill a photograph's hole and write the results, moving the bar along. Windows are planned for
     a network of `size`, and the method is shown them at the size `shown`: a sharpener's is larger.
-    seek(photograph, hole) finds faces.
+    seek(name, photograph, hole) finds faces.
     """
     check_results(Path(args.out), name, samples)
-    found = seek(photograph.rgb, hole) if seek else ()
+    found = seek(name, photograph, hole) if seek else ()
     planned, done, one = (plan(hole, size, args.face, found), bar.n,
                           bar_steps(method, samples, args.batch))
     if args.face and size and windows.plan(hole, size, [args.face]) == windows.plan(hole, size):
-        bar.write(f"{name}: no part of the hole suits --face, which is not used", file=sys.stderr)
+        say(f"{name}: no part of the hole suits --face, which is not used")
     work = one * max(1, len(planned))
     bar.total = max(bar.total + work - one, done + work)          # a photograph may have more holes
     fills, views, _ = complete(method.inpaint, photograph.rgb, hole, shown, samples, args.seed,
                                args.device, args.batch, planned)
     bar.update(done + work - bar.n)
     if not any(part.any() for _, _, part, _ in views):
-        bar.write(f"{name}: the hole is " + ("too thin for the network, and blurred over"
-                  if hole.any() else "empty, nothing to do; the image is copied"))
+        say(f"{name}: the hole is " + ("too thin for the network, and blurred over"
+            if hole.any() else "empty, nothing to do; the image is copied"))
     write_results(Path(args.out), name, photograph, hole, fills, views,
                   provenance(args.weights, args.seed, args.sharpen))
 

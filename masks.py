@@ -101,11 +101,11 @@ def uniform(batch, numbers, generator=None, device="cpu"):
 
 def from_image(image, size):
     """A hole of size (width, height) from an 8-bit grey Pillow picture, nearest-resized; white =
-    fill: [1, 1, height, width]. Of a picture with at most two values, such as a mask of 0 and 1,
-    the brighter is the hole; of any other, such as one with soft edges, 128 and above."""
+    fill: [1, 1, height, width]. Of a picture with two values, such as a mask of 0 and 1, the
+    brighter is the hole; of any other, such as one with soft edges, 128 and above."""
     pixels = np.array(image.resize(size, Image.NEAREST))
     values = np.flatnonzero(image.histogram())
-    threshold = max(values[-1], 1) if len(values) <= 2 else 128
+    threshold = values[-1] if len(values) == 2 else 128
     return torch.from_numpy(pixels >= threshold).float()[None, None]
 
 

@@ -12,6 +12,7 @@ from it). Or it has `fit(images) -> inpaint`, given training images, uint8 [N, H
 `ANY_SIZE` says whether it takes images of any size: by default with `inpaint`, not with `fit`.
 """
 import importlib.util
+import sys
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -189,7 +190,11 @@ def find(name, ddpm, eps_model, steps=20, eta=1.0, bf16=False, callback=None, sh
         raise BadInput(f"{name}: neither a .py file nor one of {', '.join(METHODS)}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.append(str(path.resolve().parent))                      # for modules beside it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a stranger's code
+        raise BadInput(f"{name} cannot be imported: {type(error).__name__}: {error}") from None
     own = {key: value for key, value in vars(module).items()
            if not isinstance(value, ModuleType)}                     # such as our inpaint, imported
     if "inpaint" not in own and "fit" not in own:

@@ -24,7 +24,7 @@ def scored(values):
 
 def means(values):
     """Of some images' scores: every mean with its interval, spread/skill, calls and seconds."""
-    samples = int(values["samples"][0])
+    samples = values["samples"][0] if len(set(values["samples"])) == 1 else math.nan
     return {"samples": samples, "calls": values["calls"][0],
             "seconds": np.median(values["seconds"]), "scoring": np.median(values["scoring"]),
             "spread_skill": scores.spread_skill(values["variance"], values["error"], samples),
@@ -33,17 +33,21 @@ def means(values):
 
 def by_area(args, found):
     """`means` by the hole's area in tenths, (0, 0.1], (0.1, 0.2], …, whatever its family: the bins
-    of Liu et al. 2018, which end at 0.6, and beyond."""
+    of Liu et al. 2018, which end at 0.6, and beyond. Scores of an image under several such holes
+    are averaged first, as they are not independent; n is the number of images."""
     results = []
     for name in args.methods:
         several = [found[mask, name] for mask in args.masks]
         values = {key: np.concatenate([v[key] for v in several]) for key in several[0]}
         tenth = (np.ceil((values["area"] * 10).round(5)) - 1).clip(0).astype(int)
+        image = np.tile(np.arange(len(tenth) // len(several)), len(several))
         for i in np.unique(tenth):
-            chosen = {key: value[tenth == i] if len(value) == len(tenth) else value
-                      for key, value in values.items()}
+            _, image_of, holes = np.unique(image[tenth == i], return_inverse=True,
+                                           return_counts=True)
+            chosen = {key: np.bincount(image_of, value[tenth == i]) / holes
+                      if value.shape == tenth.shape else value for key, value in values.items()}
             results.append({"mask": f"{10 * i}–{10 * (i + 1)} %", "method": name,
-                            "n": int((tenth == i).sum()), **means(chosen)})
+                            "n": len(holes), **means(chosen)})
     return sorted(results, key=lambda result: int(result["mask"].split("–")[0]))
 
 
@@ -72,7 +76,8 @@ def table(results, rulers=(), suffix=""):
                  for key, (_, digits) in columns.items()]
         cells += [cell(r.get(key, math.nan) * factor, digits)
                   for key, (_, factor, digits) in others.items()]
-        lines.append("| " + " | ".join([r["mask"], r["method"], str(r["n"]), *cells]) + " |")
+        names = [r[key].replace("|", "\\|") for key in ("mask", "method")]
+        lines.append("| " + " | ".join([*names, str(r["n"]), *cells]) + " |")
     return "\n".join(lines)
 
 
@@ -110,7 +115,8 @@ def text(args, images, found, results, versions):
 
 def write(args, images, holes, found, results, tables, versions):
     out = Path(args.out)
-    with atomic_write(out / "scores.csv") as half, open(half, "w", newline="") as file:
+    with (atomic_write(out / "scores.csv") as half,
+          open(half, "w", newline="", encoding="utf-8") as file):
         writer = csv.writer(file)
         keys = [*scored(next(iter(found.values()))), "variance", "error", "area"]
         writer.writerow(["image", "mask", "method", *keys])
@@ -128,7 +134,7 @@ def write(args, images, holes, found, results, tables, versions):
     write_png(preview(images, holes, found), out / "preview.png",
               provenance(args.weights, args.seed, args.sharpen))
     with atomic_write(out / "table.md") as half:
-        half.write_text(tables + "\n")
+        half.write_text(tables + "\n", encoding="utf-8")
     for part in (out / "parts").glob("*.npz"):                   # before the settings: a removal
         part.unlink()                                            # that is cut off can be resumed
     (out / "parts" / "settings.json").unlink()
@@ -138,7 +144,7 @@ def write(args, images, holes, found, results, tables, versions):
 
 def finite(content):
     """The same for JSON, which knows no NaN: null is what was not measured (a score without its
-    network, the interval of fewer than four images, the spread of one sample)."""
+    network, the interval of fewer than eight images, spread and CRPS of one sample)."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 
 class BadInput(Exception):
@@ -65,6 +66,19 @@ def refuse(error):
 def one_line(error):
     """The error's text on one line, even if a file name in it holds control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+
+
+def say(text):
+    """Tell the user something in a line of its own, above any progress bar."""
+    tqdm.write(one_line(text), file=sys.stderr)
+
+
+def check_empty(args):
+    """Refuse a setting of no characters, which an unset variable of the shell leaves: as a path it
+    would mean the present folder."""
+    for name, value in vars(args).items():
+        if value == "" or isinstance(value, list) and "" in value:
+            raise BadInput(f"the setting {name} is empty: is a variable of the shell unset?")
 
 
 def check_range(args, low, high, *names):

@@ -1,8 +1,9 @@
 """Photographs and masks as people have them: what a file says beside its pixels goes in and comes
 out again, a folder is read one photograph at a time, a mask is found by its photograph's name."""
 import functools
+import hashlib
 import io
-import sys
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from PIL import Image, ImageCms
 import data
 import masks
 from support import archives
-from support.cli import BadInput
+from support.cli import BadInput, say
 
 MASK = "_mask"                # face_mask.png, face_mask001.png are masks of face.jpg
+# Pictures, but of kinds that are not read.
+OTHERS = (".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".psd", ".dng", ".cr2", ".nef")
 
 
 # ---- photographs -------------------------------------------------------------------------------
@@ -78,14 +81,15 @@ def find(paths, out):
         files = [(Path(path.stem), path)]
         if path.is_dir():
             files = [(file.relative_to(path).with_suffix(""), file) for file in walk(path, out)]
+            say_left_out(path, out)
         if not files:
             raise BadInput(f"{path}: no image in this folder ({', '.join(data.SUFFIXES)})")
         found += [(str(name), file) for name, file in files]
     names = {name for name, _ in found}
     beside = {name: path for name, path in found if name.rpartition(MASK)[0] in names}
     if beside:
-        print(f"{len(beside)} images, such as {beside[min(beside)]}, are taken for masks of "
-              "others; --mask FOLDER uses them", file=sys.stderr)
+        say(f"{len(beside)} images, such as {beside[min(beside)]}, are taken for masks of others; "
+            "--mask FOLDER uses them")
     found = [(name, path) for name, path in found if name not in beside]
     check_names([name for name, _ in found], "images")
     return dict(found)
@@ -105,11 +109,19 @@ def check_names(names, what):
                            "them into folders of their own")
 
 
-def walk(folder, out=None):
+def say_left_out(folder, out):
+    """Name pictures of a folder that are of kinds that are not read."""
+    left = [*walk(folder, out, lambda name: name.lower().endswith(OTHERS))]
+    if left:
+        say(f"{len(left)} file{'s' * (len(left) > 1)} left out, such as {left[0]}: images in a "
+            f"folder end in {', '.join(data.SUFFIXES)}")
+
+
+def walk(folder, out=None, chosen=data.is_image):
     """The images in a folder and those below it, sorted; not those in `out`."""
     for place, names in archives.walk(Path(folder), {Path(out).resolve()} if out else set()):
         for name in names:
-            if data.is_image(name) and not name.startswith(".") and (place / name).is_file():
+            if chosen(name) and not name.startswith(".") and (place / name).is_file():
                 yield place / name
 
 
@@ -127,7 +139,7 @@ class Holes:
 
     def __init__(self, mask, size, seed=0, invert=False, grow=0, out=None):
         self.mask, self.size, self.invert, self.grow = mask, size, invert, grow
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
         self.files, self.used = {}, set()
         self.open = functools.lru_cache(1)(open_mask)
         if mask in masks.MASKS:
@@ -146,7 +158,7 @@ class Holes:
         """[(name of the results, hole [1, H, W])] of a photograph of this shape (H, W). Several
         masks of one photograph give results by the masks' names."""
         if self.mask in masks.MASKS:
-            return [(name, self.finish(self.draw(shape)))]
+            return [(name, self.finish(self.draw(shape, name if path else None)))]
         files = [Path(self.mask)]
         if self.files:
             own = path and path.resolve()                          # is no mask of its own
@@ -169,15 +181,18 @@ class Holes:
         unused = sorted(file for files in self.files.values() for file in files
                         if file.resolve() not in self.used)
         if unused:
-            print(f"{len(unused)} mask{'s' * (len(unused) > 1)} of {self.mask} belong"
-                  f"{'s' * (len(unused) == 1)} to no photograph: {unused[0]}"
-                  f"{' …' * (len(unused) > 1)}", file=sys.stderr)
+            say(f"{len(unused)} mask{'s' * (len(unused) > 1)} of {self.mask} belong"
+                f"{'s' * (len(unused) == 1)} to no photograph: {unused[0]}"
+                f"{' …' * (len(unused) > 1)}")
 
-    def draw(self, shape):
-        """A hole of the family in the photograph's centred square, drawn at the network's size."""
+    def draw(self, shape, name=None):
+        """A hole of the family in the photograph's centred square, drawn at the network's size, by
+        the seed and the photograph's name: the same whatever else is filled."""
         height, width = shape
         left, top, right, bottom = data.window((width, height))
-        hole = masks.MASKS[self.mask](1, self.size, self.generator)[0]
+        seed = self.seed if name is None else int.from_bytes(
+            hashlib.sha256(os.fsencode(f"{self.seed} {name}")).digest()[:7])
+        hole = masks.MASKS[self.mask](1, self.size, torch.Generator().manual_seed(seed))[0]
         hole = F.interpolate(hole[None], (bottom - top, right - left), mode="nearest-exact")[0]
         return F.pad(hole, (left, width - right, top, height - bottom))
 
@@ -198,8 +213,8 @@ class Holes:
                            "mask")
         rim = torch.cat([hole[0, 0], hole[0, -1], hole[0, :, 0], hole[0, :, -1]])
         if not self.invert and hole.mean() > 0.5 and rim.mean() > 0.9 and not hole.all():
-            print(f"{path}: {hole.mean():.0%} of the picture are to be filled; if the mask is "
-                  "white where the photograph is to be kept, add --invert", file=sys.stderr)
+            say(f"{path}: {hole.mean():.0%} of the picture are to be filled; if the mask is white "
+                "where the photograph is to be kept, add --invert")
         return hole
 
     def finish(self, hole):

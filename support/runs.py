@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ddpm import DDPM
 from schedules import SCHEDULES
 from support import distributed, foreign
-from support.cli import BadInput, check_range, device
+from support.cli import BadInput, check_empty, check_range, device
 from support.files import (
     LARGEST_SIDE,
     ROOT,
@@ -306,8 +306,10 @@ def parse(parser, argv=None):
         raise BadInput(f"{args.out} holds a checkpoint: go on from it with --resume, or name "
                        "another --out")
     elif (Path(args.out) / "weights.pt").exists():
-        raise BadInput(f"{args.out} holds the weights.pt of another run, which this one would "
-                       "overwrite: name another --out")
+        raise BadInput(f"{args.out} holds a weights.pt that this run would overwrite, of another "
+                       "run or of one cut off before its first checkpoint: remove it, or name "
+                       "another --out")
+    check_empty(args)
     if not args.data:
         raise BadInput(NO_DATA)
     device(args.device)

@@ -162,6 +162,16 @@ def test_faces_are_looked_for_in_a_photograph_of_ones_own(fill, own, monkeypatch
     assert (states[0] == "looking for faces …") == own
 
 
+@pytest.mark.parametrize("found, readout, said", [
+    ([], None, False), ([], "one", True), ([(20, 10, 60)], "one", False)])
+def test_a_hole_without_a_face_is_said_if_the_network_can_tell(fill, model, monkeypatch, tmp_path,
+                                                               found, readout, said):
+    monkeypatch.setattr(faces, "find", lambda *_: found)
+    *_, (state, _, _) = fill(photograph(tmp_path / "a.png", 150, 100), "center",
+                             model=model._replace(readout=readout))
+    assert (faces.NONE in state[0]) == said
+
+
 def test_known_pixels_are_the_photographs_and_the_hole_is_new(fill, tmp_path):
     path = photograph(tmp_path / "a.png", 150, 100)
     *_, (_, pictures, _) = fill(path, "random")

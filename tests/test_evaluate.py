@@ -25,8 +25,9 @@ import methods
 import report
 import scores
 from helpers import save_weights
+from support.cli import BadInput
 
-SIZE, N = 16, 6
+SIZE, N = 16, 8
 HELD_OUT = next(i for i in range(99) if data.split_of(f"{i}.png") != "train")
 SMALL = (f"--data synthetic --limit {N} --batch 2 --steps 2 --samples 3 --no-perceptual "
          "--device cpu --methods keep,masked --masks center,irregular --out out").split()
@@ -55,7 +56,14 @@ DRAWS = False
 
 def inpaint(image, hole, generator):
     return image + hole / 2
-""", "neither.py": "import inpaint"}
+""", "neither.py": "import inpaint", "broken.py": "def inpaint(", "lonely.py": "import nobody_s",
+    "arrays.py": """
+import flat
+DRAWS = False
+
+def inpaint(image, hole, generator):
+    return flat.inpaint(image, hole, generator).numpy()
+"""}
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +151,7 @@ def test_a_run_leaves_a_table_every_score_the_settings_the_holes_and_a_picture(c
 # ---- cut off, resumed, shared out, shuffled --------------------------------------------------
 
 def cut_off(command, monkeypatch, *argv, after=5):
-    """Begin a run that is interrupted at its sixth batch of twelve."""
+    """Begin a run that is interrupted at its sixth batch of sixteen."""
     with monkeypatch.context() as patch:
         score, calls = scores.score, []
 
@@ -168,7 +176,7 @@ def test_an_interrupted_run_goes_on_where_it_was(command, monkeypatch):
     drawn, draw_fills = [], evaluate.draw_fills
     monkeypatch.setattr(evaluate, "draw_fills", lambda *a: drawn.append(a) or draw_fills(*a))
     Path("out/parts/mine").mkdir()
-    assert command("--resume")[0] == 0 and len(drawn) == 12 - 5 + 1
+    assert command("--resume")[0] == 0 and len(drawn) == 16 - 5 + 1
     assert Path("out/scores.csv").read_bytes() == Path("whole/scores.csv").read_bytes()
     assert [path.name for path in Path("out/parts").iterdir()] == ["mine"]
 
@@ -191,24 +199,36 @@ def test_a_part_is_written_whole_or_not_at_all(command, monkeypatch):
     (["--train", "elsewhere"], "train"), (["--limit", "5"], "limit"),
     (["--weights", "other.pt"], "weights"), ("mine.pt", "content of mine.pt"),
     ("noise.py", "content of noise.py"), ("colours.pt", "content of colours.pt"),
+    ("fills/center/flat/00003_0.png", "content of fills/center/flat"),
 ])
 def test_a_run_does_not_go_on_with_other_settings(command, faces, monkeypatch, tmp_path, weights,
                                                   change, named):
     """Nor with another content of the files that it was begun with."""
     shutil.copy(weights, "mine.pt")
     save_weights(tmp_path, SIZE, [8], seed=1).rename("other.pt")
-    same = ["--weights", "mine.pt", "--methods", "keep,noise.py", *FEATURES]
+    command("--methods", "flat.py", "--save", "--out", ".")
+    same = ["--weights", "mine.pt", "--methods", "keep,noise.py", "--from", "fills", *FEATURES]
     cut_off(command, monkeypatch, *same)
     if change == "mine.pt":
         shutil.copy("other.pt", change)
     elif change == "noise.py":
         Path(change).write_text(STRANGERS["flat.py"])
+    elif "flat" in change:
+        shutil.copy("fills/center/flat/00002_0.png", change)
     elif change == "colours.pt":
         torch.jit.script(torch.nn.Flatten()).save(change)
     before = contents("out")
     answer = command(*same, "--resume", *(change if isinstance(change, list) else []))
     assert refused(answer, "--resume with other settings", f": {named}")
     assert contents("out") == before
+
+
+def test_a_run_does_not_go_on_with_other_images_to_learn_from(command, faces, monkeypatch):
+    cut_off(command, monkeypatch, "--methods", "keep,mean", "--train", "faces")
+    path = next(path for path in Path("faces").iterdir() if data.split_of(path.name) == "train")
+    path.unlink()
+    status, _, said = command("--methods", "keep,mean", "--train", "faces", "--resume")
+    assert status == 2 and "--resume with other settings" in said and ": training images" in said
 
 
 def test_two_processes_share_the_work_and_score_what_one_does(command, weights):
@@ -221,7 +241,7 @@ def test_two_processes_share_the_work_and_score_what_one_does(command, weights):
     assert done.returncode == 0, done.stderr
     assert results()["versions"]["processes"] == 2 and not Path("out/parts").exists()
     calls = [len(Path(f"calls{rank}").read_text()) for rank in (0, 1)]
-    assert min(calls) > 0 and sum(calls) == 6
+    assert min(calls) > 0 and sum(calls) == 8
     one, two = rows("one"), rows("out")
     assert list(one) == list(two)
     np.testing.assert_allclose([list(row.values()) for row in two.values()],
@@ -391,10 +411,14 @@ def test_saved_fills_are_what_was_scored_and_score_the_same_again(command):
 
 
 @pytest.mark.parametrize("damage, said", [
-    (lambda folder: (folder / "00003_0.png").unlink(), "irregular/theirs: needs 00003_0.png"),
-    (lambda folder: Image.new("RGB", (8, 8)).save(folder / "00001_0.png"), "irregular/theirs"),
+    (lambda folder: (folder / "00003_0.png").unlink(), "irregular/theirs: 00003_0.png is missing"),
+    (lambda folder: Image.new("RGB", (8, 8)).save(folder / "00001_0.png"), "of 16×16 pixels"),
     (lambda folder: Image.new("RGB", (SIZE, SIZE)).save(folder / "00001_0.png"), "method theirs"),
-    (lambda folder: shutil.copy(folder / "00001_0.png", folder / "00001_1.png"), "as many samples"),
+    (lambda folder: shutil.copy(folder / "00001_0.png", folder / "00001_1.png"),
+     "00001_1.png is one more than image 00000 has"),
+    (lambda folder: shutil.copy(folder / "00001_0.png", folder / "00001_2.png"), "00001_2.png"),
+    (lambda folder: shutil.copy(folder / "00000_0.png", folder / "00000_1.png"),
+     "00001_1.png is missing"),
     (lambda folder: (folder / "00001_0.png").write_bytes(b"no image"), "theirs/00001_0.png: not a"),
     (shutil.rmtree, "irregular/theirs"),
 ])
@@ -405,6 +429,7 @@ def test_a_strangers_damaged_fills_are_refused_by_name(command, damage, said):
     assert command("--from", "out/fills", "--out", "good", "--methods", "masked")[0] == 0
     damage(Path("out/fills/irregular/theirs"))
     assert refused(command("--from", "out/fills", "--out", "bad", "--methods", "masked"), said)
+    assert Path("bad/parts").exists() == said.startswith(("theirs", "method", "of "))   # seen late
 
 
 # ---- holes from files ------------------------------------------------------------------------
@@ -427,21 +452,23 @@ def test_a_folder_of_masks_is_used_in_order_and_again_from_its_start(command):
                                    "masked", "--save")
     assert status == 0, err
     holes, half = np.load("out/holes.npz"), SIZE // 2
-    assert list(holes) == ["four", "center", "one"] and "| four | masked |" in printed
+    assert list(holes) == ["four.quarters", "center", "one"]
+    assert "| four.quarters | masked |" in printed
     left, top, corner = (np.zeros((1, SIZE, SIZE)) for _ in range(3))
     left[:, :, :half] = top[:, :half] = corner[:, half:, half:] = 1
-    assert (holes["four"] == np.stack([left, top, corner] * 2)).all()
+    assert (holes["four.quarters"] == np.stack([left, top, corner] * 3)[:N]).all()
     assert (holes["one"] == left).all() and len(holes["one"]) == N
-    assert (read("out/fills/four/_hole/00004.png").numpy() == 255 * top[0]).all()
+    assert (read("out/fills/four.quarters/_hole/00004.png").numpy() == 255 * top[0]).all()
     scored = rows()
-    assert [scored[i, "four", "masked"]["area"] for i in range(3)] == [0.5, 0.5, 0.25]
+    assert [scored[i, "four.quarters", "masked"]["area"] for i in range(3)] == [0.5, 0.5, 0.25]
 
 
 def test_of_more_masks_than_images_every_so_many_is_used_and_lamas_by_their_names(tmp_path):
     for i in range(10):
         mask_file(tmp_path / f"{i}.png", (16, 16), (0, 0, 16, i + 1))
-    heights = evaluate.read_holes(tmp_path, 4, 16, "centre140").sum(dim=(1, 2, 3)) / 16
-    assert heights.tolist() == [1, 3, 5, 7]
+    for n, rows in ((4, [1, 3, 6, 8]), (8, [1, 2, 3, 4, 6, 7, 8, 9]), (12, [*range(1, 11), 1, 2])):
+        heights = evaluate.read_holes(tmp_path, n, 16, "centre140").sum(dim=(1, 2, 3)) / 16
+        assert heights.tolist() == rows
     mask_file(tmp_path / "9_mask000.png", (16, 16), (0, 0, 16, 12))
     assert (evaluate.read_holes(tmp_path, 4, 16, "centre140").sum(dim=(1, 2, 3)) / 16 == 12).all()
 
@@ -452,6 +479,23 @@ def test_paint_on_a_transparent_ground_is_the_hole_as_it_is_to_inpaint(tmp_path)
     layer.save(tmp_path / "painted.png")
     hole = evaluate.read_holes(tmp_path / "painted.png", 1, 16, "centre140")
     assert torch.equal(hole, (torch.arange(16) < 4).float().expand(1, 1, 16, 16))
+
+
+def test_what_is_hole_is_decided_by_the_whole_mask_as_in_inpaint(tmp_path):
+    """Not by the part that is cut out of it, which may hold two values by chance."""
+    grey = np.zeros((16, 32), np.uint8)
+    grey[:, 8:24], grey[:4, 8:24], grey[:, :8] = 9, 0, 200
+    Image.fromarray(grey).save(tmp_path / "soft.png")
+    with pytest.raises(BadInput, match="no hole is left"):
+        evaluate.read_holes(tmp_path / "soft.png", 1, 16, "centre140")
+    Image.new("L", (16, 16), 100).save(tmp_path / "constant.png")
+    with pytest.raises(BadInput, match="no hole is left"):
+        evaluate.read_holes(tmp_path / "constant.png", 1, 16, "centre140")
+    mask_file(tmp_path / "good.png", (16, 16), (0, 0, 4, 16))
+    (tmp_path / "set").mkdir()
+    shutil.copy(tmp_path / "good.png", tmp_path / "set" / "a.png")
+    (tmp_path / "set" / "._a.png").write_bytes(b"of a Mac")
+    assert len(evaluate.read_holes(tmp_path / "set", 2, 16, "centre140")) == 2
 
 
 def test_a_mask_without_a_hole_and_a_folder_without_a_mask_are_refused(command):
@@ -491,6 +535,26 @@ def test_a_table_shows_the_longer_side_of_an_interval():
     assert "| 10.0 ± 2.0 |" in report.table([told]) and "| 4.0 ± 2.0 |" in report.table([told])
 
 
+def test_tables_are_written_whatever_names_hold(command):
+    mask_file("a|b–é.png", (16, 16), (0, 0, 4, 16))
+    for name in ("lama-1.0", "lama-1.1"):
+        command("--methods", "flat.py", "--masks", "a|b–é.png", "--save", "--out", ".")
+        Path("fills/a|b–é/flat").rename(Path("fills/a|b–é", name))
+    command("--methods", "masked", "--masks", "a|b–é.png", "--from", "fills")
+    table = Path("out/table.md").read_text()
+    assert r"| a\|b–é | lama-1.0 | " in table and r"| a\|b–é | lama-1.1 | " in table
+    assert Path("out/scores.csv").read_text().count("a|b–é,lama") == 2 * N
+
+
+def test_tables_are_written_in_any_locale(command, weights):
+    done = subprocess.run(
+        [sys.executable, evaluate.__file__, *SMALL, "--weights", weights, "--methods", "masked"],
+        env={**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{SIZE}×{SIZE}" in Path("out/table.md").read_text(encoding="utf-8")
+
+
 def test_a_run_says_what_it_will_do_and_draws_few_faces_unless_told(command, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate.py"])
     assert evaluate.parse().limit == 16
@@ -505,19 +569,38 @@ def test_a_run_says_what_it_will_do_and_draws_few_faces_unless_told(command, mon
     assert re.search(r": about \d+ (s|min)\b", told)
 
 
-def test_by_area_every_image_and_mask_counts_once_in_its_tenth(command):
+def test_by_area_every_image_counts_once_in_a_tenth_however_many_its_holes_are(command):
     _, printed, _ = command("--masks", "center,irregular,hybrid", "--by-area", "--limit", 20)
     scored, told = rows(), results()["by_area"]
     for name in ("keep", "masked"):
         mine = {r["mask"]: r for r in told if r["method"] == name}
-        assert sum(r["n"] for r in mine.values()) == 3 * 20 and len(mine) > 3
+        assert 2 * 20 < sum(r["n"] for r in mine.values()) < 3 * 20 and len(mine) > 3
         for tenth, r in mine.items():
             low, high = (float(end) / 100 for end in tenth.removesuffix(" %").split("–"))
-            chosen = [row for (_, _, method), row in scored.items()
-                      if method == name and low < row["area"] <= high]
+            chosen = {}
+            for (i, _, method), row in scored.items():
+                if method == name and low < row["area"] <= high:
+                    chosen.setdefault(i, []).append(row["psnr_hole"])
             assert high == pytest.approx(low + 0.1) and r["n"] == len(chosen)
-            assert r["psnr_hole"][0] == pytest.approx(np.mean([row["psnr_hole"] for row in chosen]))
+            assert r["psnr_hole"] == pytest.approx(
+                report.finite(scores.interval([np.mean(chosen[i]) for i in sorted(chosen)])))
             assert f"| {tenth} | {name} | {len(chosen)} |" in printed
+
+
+def test_one_sample_of_a_method_that_draws_has_no_crps_and_unequal_numbers_no_spread(command):
+    """One sample's would be its mean error, which a blur wins."""
+    _, printed, _ = command("--samples", 1)
+    for (_, _, method), row in rows().items():
+        assert math.isnan(row["crps"]) == (method == "keep") and math.isnan(row["spread"])
+    assert [r["crps"][0] is None for r in results()["results"]] == [True, False] * 2
+    for mask, samples in (("center", 2), ("irregular", 3)):
+        command("--methods", "noise.py", "--masks", mask, "--samples", samples, "--save", "--out",
+                "kept")
+    command("--from", "kept/fills", "--methods", "masked", "--by-area", "--out", "mixed")
+    told = results("mixed")
+    assert [r["samples"] for r in told["results"]] == [1, 2, 1, 3]
+    assert {r["spread_skill"] is None for r in told["by_area"] if r["method"] == "noise"
+            if r["n"] == N} == {True}
 
 
 def test_paired_differences_are_those_of_the_same_images(command):
@@ -746,9 +829,18 @@ def test_without_other_images_there_is_no_row_of_real_ones(command, faces):
     (["--features", "noise.py"], "--features noise.py: not a TorchScript network"),
     (["--features", "unet,a/unet"], "--features: two networks of one name"),
     (["--masks", "center,nowhere/center"], "--masks nowhere/center: neither"),
-    (["--masks", ""], "--masks : neither"), (["--masks", "/"], "--masks /: neither"),
+    (["--data", ""], "the setting data is empty"), (["--from", ""], "the setting read_from is"),
+    (["--train", ""], "the setting train is empty"),
+    (["--methods", "broken.py"], "broken.py cannot be imported: SyntaxError: '(' was"),
+    (["--methods", "lonely.py"], "lonely.py cannot be imported: ModuleNotFoundError: No module "),
+    (["--masks", ""], "masks is empty"), (["--masks", "/"], "--masks /: neither"),
     (["--resume"], "nothing to resume"),
 ])
 def test_bad_arguments_are_one_line_and_status_2_and_leave_nothing(command, argv, said):
     assert refused(command(*argv), said)
     assert not Path("out").exists()
+
+
+def test_a_method_that_returns_no_tensor_is_named(command):
+    """It finds the module beside it, too."""
+    assert refused(command("--methods", "arrays.py"), "method arrays.py: a fill must be a tensor")

@@ -130,7 +130,7 @@ def test_a_readout_finds_how_far_windows_were_moved():
     assert ((X.float() @ W + b - Y).std(dim=0) < 0.6 * Y.std(dim=0)).all()
     hole, true, start = torch.zeros(1, 178, 178), (19, 19, 140), (30, 10, 125)
     hole[:, 60:90, 70:100] = 1
-    aligned = faces.align(faces.Readout(*network, W, b), photographs[0], hole, start)
+    aligned, _ = faces.align(faces.Readout(*network, W, b), photographs[0], hole, start)
     assert faces.overlap(aligned, true) > 0.75 and faces.overlap(start, true) < 0.7
 
 
@@ -139,16 +139,26 @@ def test_nothing_is_found_where_there_is_no_face_or_its_place_is_known(monkeypat
     assert faces.find(coffee, hole_at(coffee, (150, 250, 60, 60)), SIZE) == []
     square = torch.from_numpy(skimage.data.astronaut()[22:178, 148:304])
     hole = hole_at(square, (108, 57, 24, 50))
-    monkeypatch.setattr(faces, "align", lambda *_: (3, -2, 150))                  # of 156
-    assert faces.find(square, hole, SIZE, "readout") == []
-    monkeypatch.setattr(faces, "align", lambda *_: (20, 10, 120))
+    monkeypatch.setattr(faces, "align", lambda *_: ((3, -2, 150), 0.0))           # of 156
+    assert faces.find(square, hole, SIZE, "readout") == [(0, 0, 156)]
+    monkeypatch.setattr(faces, "align", lambda *_: ((20, 10, 120), 0.0))
     assert faces.find(square, hole, SIZE, "readout")[0] == (20, 10, 120)
     aligned = square.new_zeros(218, 178, 3)
     monkeypatch.setattr(faces, "detect", None)
-    assert faces.find(aligned, hole_at(aligned, (100, 60, 30, 30)), SIZE) == []
+    assert faces.find(aligned, hole_at(aligned, (100, 60, 30, 30)), SIZE) == [(19, 39, 140)]
     assert faces.find(TWO, hole_at(TWO), SIZE) == []
     strip = square.new_zeros(8, 200_000, 3)                # its surroundings would be 40 gigapixels
     assert faces.find(strip, hole_at(strip, (0, 0, 8, 200_000)), SIZE) == []
+
+
+def test_the_shipped_network_tells_a_face_that_the_detector_misses_from_what_is_none(monkeypatch):
+    readout = faces.load(runs.WEIGHTS, *inpaint.load_weights())
+    monkeypatch.setattr(faces, "detect", lambda *_: [])
+    (found,) = faces.find(ASTRONAUT, hole_at(ASTRONAUT, (70, 190, 70, 70)), SIZE, readout)
+    assert faces.overlap(found, FACE) > 0.6
+    for picture in (skimage.data.rocket(), skimage.data.coffee(), skimage.data.chelsea()):
+        picture = torch.from_numpy(picture)
+        assert faces.find(picture, hole_at(picture, (150, 200, 60, 60)), SIZE, readout) == []
 
 
 def test_a_face_found_is_preferred_to_all_of_a_square_photograph_and_one_given_to_both():
@@ -178,8 +188,8 @@ def test_a_readout_is_made_for_weights_and_used_with_no_others(weights_32, as_us
     readout = faces.load(weights, *network)
     assert readout.W.shape[1] == 3 and readout.W.abs().max() > 0
     hole = hole_at(ASTRONAUT, MOUTH)
-    left, top, side = faces.align(readout, ASTRONAUT, hole, FACE)
-    assert faces.overlap((left, top, side), FACE) > 0.2            # it runs, and stays near
+    window, _ = faces.align(readout, ASTRONAUT, hole, FACE)
+    assert faces.overlap(window, FACE) > 0.2                       # it runs, and stays near
     weights.write_bytes(weights_32.read_bytes() + b" ")
     with pytest.raises(BadInput, match="made for other weights"):
         faces.load(weights, *network)
@@ -188,13 +198,30 @@ def test_a_readout_is_made_for_weights_and_used_with_no_others(weights_32, as_us
         faces.load(weights, *network)
 
 
+@pytest.mark.parametrize("size, flags, said", [
+    ((128, 128), [], "178×218 pixels; the first image here has 128×128"),
+    ((178, 218), ["--limit", 1, "--copies", 1], "too few windows"),
+    ((178, 218), ["--weights", ""], "the setting weights is empty")])
+def test_a_readout_is_not_made_of_what_is_no_use_nor_the_old_one_lost(
+        weights_32, as_user, tmp_path, size, flags, said):
+    (tmp_path / "w.pt").write_bytes(weights_32.read_bytes())
+    (tmp_path / "w.faces.pt").write_bytes(b"the old one")
+    for split in ("train", "val"):
+        (tmp_path / "photographs" / split).mkdir(parents=True)
+        photograph(tmp_path / "photographs" / split / "0.png", *size)
+    status, _, told = as_user(faces, "--data", tmp_path / "photographs", "--weights",
+                              tmp_path / "w.pt", *flags)
+    assert status == 2 and said in told
+    assert (tmp_path / "w.faces.pt").read_bytes() == b"the old one"
+
+
 def test_a_large_face_is_aligned_like_a_small_one():
     readout = faces.load(runs.WEIGHTS, *inpaint.load_weights())
     small = hole_at(ASTRONAUT, MOUTH)
     large, hole = (x.repeat_interleave(5, -2).repeat_interleave(5, -1) for x in (
         ASTRONAUT.permute(2, 0, 1), small))
-    one = faces.align(readout, ASTRONAUT, small, (150, 40, 130))
-    other = faces.align(readout, large.permute(1, 2, 0), hole, (750, 200, 650))
+    one, _ = faces.align(readout, ASTRONAUT, small, (150, 40, 130))
+    other, _ = faces.align(readout, large.permute(1, 2, 0), hole, (750, 200, 650))
     assert faces.overlap(one, FACE) > 0.75
     assert faces.overlap([number / 5 for number in other], one) > 0.9
 
@@ -205,7 +232,7 @@ def test_a_readout_that_is_wrong_stays_in_the_photograph(told, weights_32):
     d = faces.middle(*network[:2], torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 32, 32),
                      None).shape[1]
     readout = faces.Readout(*network, torch.zeros(d, 3), torch.tensor(told).float())
-    left, top, side = faces.align(readout, TWO, hole_at(TWO, MOUTH), (900, 400, 100))
+    (left, top, side), _ = faces.align(readout, TWO, hole_at(TWO, MOUTH), (900, 400, 100))
     assert 1 <= side <= 1024
     assert 0 <= left + side / 2 <= 1025 and 0 <= top + side / 2 <= 513
 

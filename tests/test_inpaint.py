@@ -206,7 +206,7 @@ def test_a_coarser_or_another_processor_draws_almost_the_same_fill(device, bf16)
                 photograph(d / "f" / "g" / "b.png")), ["f", "--out", "f/g"], "b.png, which is no"),
     (lambda d: (photograph(d / "a.png"), photograph(d / "a_0.png")), ["a.png", "a_0.png"],
      "a result of a"),
-    (lambda d: None, [""], "without a name"),
+    (lambda d: None, [""], "the setting images is empty"),
 ])
 def test_bad_input_is_one_line_and_status_2(command, tmp_path, make, argv, said):
     make(tmp_path)

@@ -12,6 +12,7 @@ import data
 import faces
 import inpaint
 from helpers import photograph
+from support import runs
 
 SIZE = 32
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -242,6 +243,27 @@ def test_a_family_is_drawn_in_the_photographs_own_square(command, tmp_path):
     assert hole.shape == (100, 150) and hole[25:75, 50:100].all() and hole.sum() == 2500
 
 
+def test_a_drawn_hole_depends_on_the_photographs_name_and_not_on_its_company(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        photograph(tmp_path / "in" / f"{name}.png")
+    (tmp_path / "in" / "a.png").write_bytes(b"no image")
+    command("in", "--mask", "irregular")
+    beside = hole_of("out/b_hole.png")
+    command("in/b.png", "--mask", "irregular")
+    assert (hole_of("out/b_hole.png") == beside).all()
+    assert (hole_of("out/c_hole.png") != beside).any()
+
+
+def test_pictures_that_are_not_read_are_named_on_a_line(command, tmp_path):
+    (tmp_path / "in").mkdir()
+    photograph(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b\x1b[31m.HEIC").write_bytes(b"")
+    (tmp_path / "in" / "notes.txt").write_bytes(b"")
+    status, _, said = command("in", "--mask", "center")
+    assert status == 0 and "1 file left out, such as in/b [31m.HEIC" in said
+
+
 def test_the_network_is_shown_the_face_that_the_user_points_at(command, tmp_path):
     path = photograph(tmp_path / "a.png", 300, 200)
     mask_file(tmp_path / "m" / "mask.png", 300, 200, (100, 80, 140, 120))
@@ -253,6 +275,8 @@ def test_the_network_is_shown_the_face_that_the_user_points_at(command, tmp_path
     assert abs(sheet[::scale, :SIZE * scale:scale].astype(int) - given).mean() < 2
     status, _, said = command(path, "--mask", "center", "--face", 70, 30, 0)
     assert status == 2 and "--face" in said
+    status, _, said = command(path, "--face", 70, 30, 128, "--method", "biharmonic")
+    assert status == 2 and "--face is for the network" in said
 
 
 def test_the_network_is_shown_the_face_that_is_found(command, tmp_path):
@@ -271,6 +295,16 @@ def test_the_network_is_shown_the_face_that_is_found(command, tmp_path):
             (SIZE, SIZE), Image.BICUBIC))
         scale = len(sheet) // SIZE
         assert abs(sheet[::scale, :SIZE * scale:scale].astype(int) - seen).mean() < 3
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_hole_without_a_face_is_said_if_the_network_can_tell(command, tmp_path, ours):
+    Image.fromarray(skimage.data.coffee()).save(tmp_path / "a.png")
+    mask = mask_file(tmp_path / "m" / "mask.png", 600, 400, (200, 150, 260, 210))
+    status, _, said = command(tmp_path / "a.png", "--mask", mask, "--sharpen", "none",
+                              *["--weights", runs.WEIGHTS] * ours)
+    assert status == 0 and (f"a: {faces.NONE}" in said) == ours
+    assert "no face" not in command("--mask", "center")[2]
 
 
 def test_results_replace_results_and_leave_none_behind(command, tmp_path):

@@ -170,7 +170,7 @@ def test_weights_and_log_of_another_run_are_not_overwritten(tmp_path, as_user):
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     for more in ([], ["--init", tmp_path / "run" / "weights.pt"]):
         status, _, said = as_user(train, *TINY, "--out", tmp_path / "run", *more)
-        assert status == 2 and "holds the weights.pt of another run" in said
+        assert status == 2 and "holds a weights.pt that this run would overwrite" in said
     (tmp_path / "run" / "weights.pt").rename(tmp_path / "weights.pt")
     status, _, said = as_user(train, *TINY, "--out", tmp_path / "run", "--data", "nowhere")
     assert status == 2 and "nowhere" in said
@@ -190,6 +190,12 @@ def test_what_a_run_began_with_is_not_changed_on_the_way(tmp_path, as_user, flag
     start(tmp_path)
     status, _, said = as_user(train, "--resume", "--out", tmp_path, "--steps", 9, flag, value)
     assert status == 2 and f"{flag} is not the checkpoint's" in said
+
+
+@pytest.mark.parametrize("flag", ["data", "init", "out"])
+def test_what_an_unset_variable_leaves_is_not_taken_for_a_path(tmp_path, as_user, flag):
+    status, _, said = as_user(train, *TINY, "--out", tmp_path / "run", f"--{flag}", "")
+    assert status == 2 and f"the setting {flag} is empty" in said and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("seconds, expected", [("0", [3, 6, 7]), ("1e9", [7])])

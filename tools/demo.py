@@ -243,10 +243,11 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
     hole = painted(drawn, photograph.size)
     method = method_called(name, model, steps, lambda *state: watch(*state))   # made below
     size = None if method.ANY_SIZE else model.size
-    found = ()
+    found, note = (), ""
     if path and size and methods.knows_hole(model.eps_model):          # as inpaint.py, by default
         yield ("looking for faces …", 0, 1, []), [], ""
         found = faces.find(photograph.rgb, hole, size, model.readout)
+        note = f"; {faces.NONE}" if model.readout and not found else ""
     planned = inpaint.plan(hole, size, found=found)
     shown, sharpening = size, 0
     if model.sharpener and methods.has_network(name):
@@ -262,7 +263,7 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
         yield (doing, watch.calls, watch.total, [latest]), [], ""
     fills, views, order = watch.result
     calls = f"{total} network call{'s' * (total > 1)}" if total else "no network"
-    status = f"{samples} fill{'s' * (samples > 1)}, {calls} each: {time.time() - begun:.1f} s"
+    status = f"{samples} fill{'s' * (samples > 1)}, {calls} each: {time.time() - begun:.1f} s{note}"
     if not any(part.any() for _, _, part, _ in views):
         status += "; the hole is too thin for the network, and blurred over"
     stem, here = Path(title).stem, "./" * title.startswith("-")   # else it would be read as a flag
