@@ -383,7 +383,8 @@ def parse():
     add("--from", dest="read_from", metavar="FOLDER", help="score the fills in its FOLDER/MASK/"
         "METHOD/00000_0.png, … too; their inputs and holes are what --save writes")
     add("--save", action="store_true", help="write inputs, holes and fills under --out/fills")
-    add("--samples", type=int, default=4, help="fills of an image by a method that draws")
+    add("--samples", type=int, default=4, help="fills of an image by a method that draws; of one, "
+        "there is no CRPS")
     add("--steps", type=int, default=20, help="levels of noise; a network call each, more for "
         "repaint")
     add("--eta", type=float, default=1.0, help="0: deterministic … 1: ancestral, the default")
