@@ -14,7 +14,7 @@ import support.threads
 
 import torch
 
-from support.cli import BadInput, run
+from support.cli import BadInput, check_empty, run
 from support.files import atomic_write, lock_folder
 from support.foreign import local, needed, read_ours
 from support.runs import WEIGHTS, from_checkpoint, read_checkpoint
@@ -86,6 +86,7 @@ def main():
     parser.add_argument("--weights", default=WEIGHTS, help="of train.py's")
     parser.add_argument("--title", default="Inpainting by denoising diffusion", help="of the card")
     args = parser.parse_args()
+    check_empty(args)
     export(args.out, local(args.weights), args.title)
     print(f"{args.out}/: model.safetensors, config.json, README.md; read back bit for bit")
 
