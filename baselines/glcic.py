@@ -22,7 +22,7 @@ does not saturate (Goodfellow et al. 2014), for log(1 - D).
 Costs: C has 1.30 M parameters (1.46 M gated), 2.6 MB (2.9) in half precision; D has 1.45 M, for
 training alone. On an AMD EPYC with bfloat16 instructions: 44 images/s on one thread in phase one,
 64 on two in phase three; 20 ms to fill an image. The shipped weights took 54 minutes each,
-gated two hours (weights/README.md).
+gated 100 (weights/README.md).
 """
 import argparse
 import functools
