@@ -69,7 +69,7 @@ class Muon(torch.optim.Optimizer):
     computed in bfloat16.
     """
 
-    def __init__(self, parameters, lr=0.005, momentum=0.95, weight_decay=0.01, bf16=False):
+    def __init__(self, parameters, lr=0.005, momentum=0.95, weight_decay=0.1, bf16=False):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.bf16 = bf16
 
