@@ -190,7 +190,9 @@ def find(name, ddpm, eps_model, steps=20, eta=1.0, bf16=False, callback=None, sh
         raise BadInput(f"{name}: neither a .py file nor one of {', '.join(METHODS)}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    sys.path.append(str(path.resolve().parent))                      # for modules beside it
+    folder = str(path.resolve().parent)                              # for modules beside it
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a stranger's code

@@ -80,8 +80,10 @@ def find(paths, out):
     for path in map(Path, paths):
         files = [(Path(path.stem), path)]
         if path.is_dir():
-            files = [(file.relative_to(path).with_suffix(""), file) for file in walk(path, out)]
-            say_left_out(path, out)
+            pictures = [*walk(path, out, is_picture)]
+            files = [(file.relative_to(path).with_suffix(""), file) for file in pictures
+                     if data.is_image(file.name)]
+            say_left_out([file for file in pictures if not data.is_image(file.name)])
         if not files:
             raise BadInput(f"{path}: no image in this folder ({', '.join(data.SUFFIXES)})")
         found += [(str(name), file) for name, file in files]
@@ -109,16 +111,19 @@ def check_names(names, what):
                            "them into folders of their own")
 
 
-def say_left_out(folder, out):
-    """Name pictures of a folder that are of kinds that are not read."""
-    left = [*walk(folder, out, lambda name: name.lower().endswith(OTHERS))]
+def is_picture(name):
+    return data.is_image(name) or name.lower().endswith(OTHERS)
+
+
+def say_left_out(left):
+    """Name pictures that are of kinds that are not read."""
     if left:
         say(f"{len(left)} file{'s' * (len(left) > 1)} left out, such as {left[0]}: images in a "
             f"folder end in {', '.join(data.SUFFIXES)}")
 
 
 def walk(folder, out=None, chosen=data.is_image):
-    """The images in a folder and those below it, sorted; not those in `out`."""
+    """The `chosen` files in a folder and those below it, sorted; not those in `out`."""
     for place, names in archives.walk(Path(folder), {Path(out).resolve()} if out else set()):
         for name in names:
             if chosen(name) and not name.startswith(".") and (place / name).is_file():
