@@ -12,7 +12,6 @@ import io
 import itertools
 import os
 import re
-import sys
 import warnings
 import zlib
 from collections import Counter, defaultdict, deque
@@ -25,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from support import archives
-from support.cli import BadInput
+from support.cli import BadInput, say
 from support.files import atomic_write, lock_folder, no_pipe, reading
 
 ALIGNED = (178, 218)                  # width, height of CelebA's aligned photographs
@@ -265,9 +264,8 @@ def _tell_left_out(celeba):
     beside = [path.name for path in sorted(celeba.parent.iterdir())
               if path != celeba and not archives.of_a_system(path.name) and holds_images(path)]
     if beside:
-        print(f"{celeba.parent}: only {celeba.name}/ is read, not {', '.join(beside[:3])}"
-              f"{' …' * (len(beside) > 3)} beside it; if they hold other images, name "
-              "them, too", file=sys.stderr)
+        say(f"{celeba.parent}: only {celeba.name}/ is read, not {', '.join(beside[:3])}"
+            f"{' …' * (len(beside) > 3)} beside it; if they hold other images, name them, too")
 
 
 def _splits(source, path, members, listed):

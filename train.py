@@ -15,7 +15,6 @@ The command for a sharpener is in sharpen.py.
 import argparse
 import contextlib
 import copy
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from ddpm import DDPM, PREDICTIONS, randn_like
 from muon import Muon, split
 from schedules import SCHEDULES
 from support import distributed, graphs, runs
-from support.cli import BadInput, check_range, run
+from support.cli import BadInput, check_range, run, say
 from support.files import LARGEST_SIDE, lock_folder, write_png
 from unet import UNet
 
@@ -181,7 +180,7 @@ def load_validation(args):
     try:
         return data.load(args.data, "val", args.size, args.crop, 128, args.cache)
     except BadInput as error:
-        print(f"the log will show no held-out loss: {error}", file=sys.stderr)
+        say(f"the log will show no held-out loss: {error}")
 
 
 @torch.no_grad()

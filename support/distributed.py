@@ -13,7 +13,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from support.cli import BadInput
+from support.cli import BadInput, one_line
 
 RANK, WORLD_SIZE = (int(os.environ.get(name, default))
                     for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -53,7 +53,7 @@ def joined():
             raise
         if RANK == 0:
             print("another process of this job has ended, so all do; go on with --resume "
-                  f"({' '.join(str(error).split())})", file=sys.stderr)
+                  f"({one_line(error)})", file=sys.stderr)
         os._exit(1)                                               # wait for nobody
     dist.destroy_process_group()
 

@@ -10,7 +10,6 @@ allocated. diffusers and safetensors are needed for the first two only.
 """
 import json
 import re
-import sys
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ddpm import DDPM
 from schedules import cosine_betas, linear_betas
-from support.cli import BadInput
+from support.cli import BadInput, say
 from support.files import LARGEST_SIDE, check_finite, no_pipe, read_tensors, reading, rebuild
 from support.guided_diffusion import ADM, HEAD, architecture
 
@@ -137,8 +136,8 @@ def process(folder, unet, device):
     configs = (read_json(place / "scheduler_config.json") for place in places)
     config = next((config for config in configs if config), None)
     if config is None:
-        print(f"{folder}: no scheduler_config.json in it: taken to predict ε, with T = 1000 and β "
-              "linear from 0.0001 to 0.02", file=sys.stderr)
+        say(f"{folder}: no scheduler_config.json in it: taken to predict ε, with T = 1000 and β "
+            "linear from 0.0001 to 0.02")
         config = {"_class_name": SCHEDULERS[0]}
     given = {"_class_name": None, "beta_schedule": "linear", "prediction_type": "epsilon", **config}
     known = {"_class_name": SCHEDULERS, "prediction_type": PREDICTIONS,
@@ -210,9 +209,8 @@ def load_guided(path, tensors, device="cpu"):
             raise ValueError("images too large")
         net = rebuild(ADM, settings, tensors)
     check_finite(path, tensors)
-    print(f"{path}: taken for {size}×{size} pixels, heads of {HEAD} channels, to predict ε, T = "
-          "1000 and β linear from 0.0001 to 0.02: it does not say, and so are those published",
-          file=sys.stderr)
+    say(f"{path}: taken for {size}×{size} pixels, heads of {HEAD} channels, to predict ε, T = 1000 "
+        "and β linear from 0.0001 to 0.02: it does not say, and so are those published")
     ddpm = DDPM(linear_betas(1000).to(device), "eps", clip=True)
     return ddpm, Unconditional(net, size).to(device), size
 

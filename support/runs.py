@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ddpm import DDPM
 from schedules import SCHEDULES
 from support import distributed, foreign
-from support.cli import BadInput, check_empty, check_range, device
+from support.cli import BadInput, check_empty, check_range, device, say
 from support.files import (
     LARGEST_SIDE,
     ROOT,
@@ -112,8 +112,8 @@ class Run:
         if self.stopping:
             self.progress.close()
             if self.first:
-                print(f"interrupted: step {self.step} is saved in {self.args.out}; go on with "
-                      "--resume", file=sys.stderr)
+                say(f"interrupted: step {self.step} is saved in {self.args.out}; go on with "
+                    "--resume")
             sys.exit(128 + self.stopping)
 
 
@@ -259,8 +259,8 @@ def initialize(net, path):
     if not taken:
         raise BadInput(f"--init {path}: no tensor has the name and shape of one of this network's")
     if left and distributed.RANK == 0:
-        print(f"--init {path}: {len(taken)} of {len(own)} tensors taken; not in it, and so new: "
-              f"{', '.join(left)}", file=sys.stderr)
+        say(f"--init {path}: {len(taken)} of {len(own)} tensors taken; not in it, and so new: "
+            f"{', '.join(left)}")
 
 
 # ---- the command line --------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def resolve_bf16(args):
     if torch.device(args.device).type == "cuda":
         args.bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         if not args.bf16 and distributed.RANK == 0:
-            print("this GPU has no bfloat16: float32 instead", file=sys.stderr)
+            say("this GPU has no bfloat16: float32 instead")
     else:
         has = torch.cpu.get_capabilities()
         args.bf16 = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
@@ -345,14 +345,12 @@ def resolve_compile(args):
         except Exception as error:  # no C++ compiler, no Triton, neither works, …
             args.compile = False
             if distributed.RANK == 0:
-                print("nothing can be compiled here, so the network is not "
-                      f"({type(error).__name__})", file=sys.stderr)
+                say(f"nothing can be compiled here, so the network is not ({type(error).__name__})")
 
 
 def finished(args, checkpoint):
     """Whether a run that is resumed has no step left to do; then a line says so."""
     done = checkpoint is not None and checkpoint["step"] >= args.steps
     if done and distributed.RANK == 0:
-        print(f"{args.out}: all {checkpoint['step']:,} steps are done; to go on, give more "
-              "--steps", file=sys.stderr)
+        say(f"{args.out}: all {checkpoint['step']:,} steps are done; to go on, give more --steps")
     return done
