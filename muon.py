@@ -9,54 +9,37 @@ import torch
 A, B, C = 3.4445, -4.7750, 2.0315      # of the quintic: steep at 0, and near 1 once it is near 1
 
 
-def orthogonalize(matrices, steps=5, bf16=False):
+def orthogonalize(matrices, bf16=False):
     """U Vᵀ of each matrix M = U S Vᵀ, nearly: [N, rows, columns] -> the same shape, float32.
 
     Newton–Schulz iteration: X ← A X + B (X Xᵀ) X + C (X Xᵀ)² X from X = M / ‖M‖_F moves every
     singular value s to A s + B s³ + C s⁵; five steps take those above 0.01 to 0.7 … 1.1. Where
     products in bfloat16 are faster, they are exact enough.
+
+    Each step multiplies X from the left by a polynomial of the small matrix X Xᵀ, so several steps
+    need only products of that size and one with X at the end (Zhang et al. 2026). In bfloat16 that
+    loses small singular values, so X Xᵀ is computed afresh after two.
     """
-    M = matrices.float()
-    tall = M.shape[1] > M.shape[2]
-    M = M.mT if tall else M
-    X = newton_schulz(M, steps) if bf16 else newton_schulz_of_gram(M, steps)
-    return X.mT if tall else X
-
-
-def newton_schulz(M, steps):
-    """The iteration as it is written, in bfloat16."""
-    norm = torch.linalg.matrix_norm(M, keepdim=True).clamp(min=1e-7)
-    X = (M / norm).bfloat16()
-    for _ in range(steps):
+    tall = matrices.shape[1] > matrices.shape[2]
+    X = matrices.mT if tall else matrices
+    X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp(min=1e-7)
+    X = X.bfloat16() if bf16 else X.float()
+    for steps in (2, 3) if bf16 else (5,):
         gram = X @ X.mT
-        X = torch.baddbmm(X, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), X, beta=A)
-    return X.float()
-
-
-def newton_schulz_of_gram(M, steps):
-    """The same in float32, at half the cost: every step multiplies X from the left by a polynomial
-    of the small matrix X Xᵀ, so the products are all of that size, and M itself is multiplied once,
-    at the end. ‖M‖_F² is the trace of M Mᵀ. In bfloat16, small singular values would be lost."""
-    gram = M @ M.mT
-    norm = diagonal(gram).sum(dim=1)[:, None, None].sqrt().clamp(min=1e-7)
-    gram = gram / norm ** 2
-    factor = product = quintic(gram)
-    for _ in range(steps - 1):
-        gram = factor @ gram @ factor
-        factor = quintic(gram)
-        product = factor @ product
-    return product / norm @ M
+        factor = product = quintic(gram)
+        for _ in range(steps - 1):
+            gram = factor @ gram @ factor
+            factor = quintic(gram)
+            product = factor @ product
+        X = product @ X
+    return (X.mT if tall else X).float()
 
 
 def quintic(gram):
     """A I + B G + C G² of each matrix."""
     factor = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
-    diagonal(factor).add_(A)
+    factor.diagonal(dim1=1, dim2=2).add_(A)
     return factor
-
-
-def diagonal(matrices):
-    return matrices.diagonal(dim1=1, dim2=2)
 
 
 class Muon(torch.optim.Optimizer):

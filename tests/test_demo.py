@@ -388,6 +388,7 @@ def test_two_at_once_do_not_mix(fill, tmp_path):
 @pytest.mark.parametrize("argv, said", [
     (["--port", "0"], "--port is from 1 to 65,535"), (["--weights", "none.pt"], "no such file"),
     (["--device", "abacus"], "--device abacus"), (["--host", "256.0.0.1"], "256.0.0.1"),
+    (["--weights", ""], "the setting weights is empty"),
     ([], "pip install -r requirements-demo.txt")])
 def test_bad_flags_are_one_line_and_status_2(as_user, weights, monkeypatch, argv, said):
     monkeypatch.setitem(sys.modules, "gradio", None)                 # as if it were not installed

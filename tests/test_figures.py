@@ -178,6 +178,7 @@ def test_a_draw_that_fails_keeps_the_picture_that_was_there(command, tmp_path, m
     (["schedule"], "no figure 'schedule': masks, "),
     (["masks", "--weights", "none.pt"], "none.pt: no such file"),
     (["linear", "--out", "file"], "file"),
+    (["linear", "--out", ""], "the setting out is empty"),
 ])
 def test_bad_input_is_one_line_and_status_2(command, tmp_path, argv, said):
     (tmp_path / "file").write_text("kept")

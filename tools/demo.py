@@ -40,7 +40,7 @@ import inpaint
 import masks
 import methods
 import sharpen
-from support.cli import BadInput, check_range, device, lacks_memory, run
+from support.cli import BadInput, check_empty, check_range, device, lacks_memory, run
 from support.files import provenance, write_png
 from support.foreign import local
 from support.photographs import Photograph
@@ -486,6 +486,7 @@ def main():
     add("--weights", default=inpaint.WEIGHTS, help=WEIGHTS_HELP)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    check_empty(args)
     check_range(args, 1, 65_535, "port")
     socket.create_server((args.host, args.port)).close()             # or an OSError that says why
     model = load(args.weights, device(args.device))

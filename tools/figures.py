@@ -42,7 +42,7 @@ import windows
 from baselines import patchmatch, scene_completion
 from ddpm import DDPM
 from schedules import SCHEDULES, cosine_betas, linear_betas
-from support.cli import BadInput, run
+from support.cli import BadInput, check_empty, run
 from support.files import atomic_write
 from support.runs import WEIGHTS_HELP
 from unet import SelfAttention, UNet, timestep_embedding
@@ -633,6 +633,7 @@ def main():
     add("--out", default="out/figures", help="folder for the pictures")
     add("--weights", default=inpaint.WEIGHTS, help=WEIGHTS_HELP)
     args = parser.parse_args()
+    check_empty(args)
     for name in args.names:
         if name not in FIGURES:
             raise BadInput(f"there is no figure {name!r}: {', '.join(FIGURES)}")
