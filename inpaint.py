@@ -13,9 +13,7 @@ second network sharpens our network's fills (sharpen.py). The others see its own
 """
 import argparse
 import hashlib
-import itertools
 import time
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +21,7 @@ import support.threads
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
 
 import data
@@ -32,16 +30,15 @@ import masks
 import methods
 import sharpen
 import windows
+from support import results
 from support.cli import BadInput, check_empty, check_range, device, run, say
-from support.files import lock_folder, provenance, write_png
+from support.files import lock_folder, provenance
 from support.foreign import local
-from support.photographs import Holes, Photograph, find, walk
+from support.photographs import Holes, Photograph, find
 from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 BATCH = 32        # fills at a time: enough to keep a processor busy, 0.4 GB at 64×64
 OWN = 512         # pixels, the side from which on a method of any size works on a reduced window
-SHOWN = 6         # windows in STEM.png, at most
-PANEL = 256       # pixels, up to which they are enlarged there
 
 
 def fill(inpaint, images, hole, samples=4, seed=0, batch=BATCH):
@@ -161,44 +158,6 @@ def astronaut():
     return Image.fromarray(np.asarray(picture)[22:178, 148:304])              # without its profile
 
 
-def spread_of(fills):
-    """How much the fills, uint8 [K, H, W, 3], differ at every pixel: their standard deviation, of
-    255, the mean of the three colours: [H, W]."""
-    return fills.astype(float).std(axis=0).mean(axis=-1)
-
-
-def side_by_side(image, hole, fills):
-    """Original, masked, fills and their pixelwise spread, enlarged and labelled.
-
-    image uint8 [H, W, 3]; hole [1, H, W]; fills uint8 [K, H, W, 3]. Returns a picture.
-    """
-    masked = np.where(hole[0, :, :, None] > 0, 128, image).astype(np.uint8)
-    spread = spread_of(fills)[..., None]
-    heat = (spread / max(spread.max(), 1) * 255).repeat(3, axis=-1).astype(np.uint8)
-    panels = [("original", image), ("to fill", masked),
-              *((f"fill {k}", fill) for k, fill in enumerate(fills))]
-    if len(fills) > 1:
-        panels.append((f"spread 0…{spread.max():.0f}", heat))
-    scale, top = max(1, PANEL // max(image.shape)), 22
-    width, height = scale * image.shape[1], scale * image.shape[0]
-    sheet = Image.new("RGB", (len(panels) * (width + 4) - 4, height + top), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
-    for i, (label, panel) in enumerate(panels):
-        left = i * (width + 4)
-        sheet.paste(Image.fromarray(panel).resize((width, height), Image.NEAREST), (left, top))
-        pen.text((left + width / 2, top / 2), label, fill="black", font=font, anchor="mm")
-    return sheet
-
-
-def stacked(sheets):
-    """Pictures one above the other."""
-    whole = Image.new("RGB", (max(sheet.width for sheet in sheets),
-                              sum(sheet.height for sheet in sheets)), "white")
-    for i, sheet in enumerate(sheets):
-        whole.paste(sheet, (0, sum(above.height for above in sheets[:i])))
-    return whole
-
-
 def read_each(photographs, holes, failed):
     """(name of the results, photograph, hole), one at a time. Of several photographs, one that
     cannot be read, or has no mask, is reported, added to `failed`, and the rest go on."""
@@ -214,60 +173,6 @@ def read_each(photographs, holes, failed):
             continue
         for each, hole in found:
             yield each, photograph, hole
-
-
-def write_results(out, name, photograph, hole, fills, views, metadata):
-    """The files of one photograph; fills and views as `complete` returned them."""
-    pictures = {f"{name}_input": photograph.filled(),
-                f"{name}_hole": Image.fromarray((255 * hole[0]).byte().numpy())}
-    pictures |= {f"{name}_{k}": photograph.filled(hole, fill) for k, fill in enumerate(fills)}
-    sheets = []
-    for box, seen, part, drawn in views[:SHOWN]:
-        original, _ = windows.shrink(photograph.rgb, torch.zeros_like(hole), box, part.shape[1:])
-        seen = torch.where(part[0, :, :, None] > 0, original, seen)
-        sheets.append(side_by_side(seen.numpy(), part.numpy(), drawn.numpy()))
-    if sheets:
-        pictures[name] = stacked(sheets)
-    for path, picture in pictures.items():
-        (out / path).parent.mkdir(parents=True, exist_ok=True)
-        write_png(picture, out / f"{path}.png", metadata)
-    for k in itertools.count(len(fills)):                # left by an earlier run of more --samples
-        left = out / f"{name}_{k}.png"
-        if not is_result(left):
-            break
-        left.unlink()
-
-
-def check_out(args):
-    """Refuse to write where an input lies, which a result could overwrite, or where photographs
-    would be passed over, as a folder's results are when it is filled again."""
-    out, mask = Path(args.out).resolve(), [] if args.mask in masks.MASKS else [args.mask]
-    for path in map(Path, [*args.images, *mask]):
-        if out == (path if path.is_dir() else path.parent).resolve():
-            raise BadInput(f"--out {args.out} is where {path} lies: results could overwrite it")
-        if path.is_dir() and path.resolve() in out.parents and out.is_dir():
-            for image in walk(out):
-                if not is_result(image):
-                    raise BadInput(f"--out {args.out} lies in {path} and holds {image}, which is "
-                                   "no result: name another --out")
-
-
-def check_results(out, name, samples):
-    """Refuse to replace pictures that are not results."""
-    for path in (f"{name}.png", f"{name}_input.png", f"{name}_hole.png",
-                 *(f"{name}_{k}.png" for k in range(samples))):
-        if (out / path).exists() and not is_result(out / path):
-            raise BadInput(f"{out / path} is no result of inpaint.py, and would be overwritten: "
-                           "name another --out")
-
-
-def is_result(path):
-    """Whether a file is a picture that write_results wrote, which says by which command."""
-    try:
-        with Image.open(path) as picture:
-            return "command" in picture.info
-    except OSError:                                     # missing, or no picture
-        return False
 
 
 def parse():
@@ -320,44 +225,87 @@ def parse():
 def main():
     args = parse()
     photographs = find(args.images, args.out) if args.images else {"astronaut": None}
-    args.weights = local(args.weights)
-    ddpm, eps_model, size = load_weights(args.weights, args.device)
-    args.method = args.method or methods.default(eps_model)
-    args.batch = args.batch or getattr(eps_model, "at_once", BATCH)
-    sharpener = find_sharpener(args, size)
-    method = methods.find(args.method, ddpm, eps_model, args.steps, args.eta,
-                          callback=lambda *_: bar.update(), sharpener=sharpener)
-    samples = args.samples if method.DRAWS else 1
-    if args.face and method.ANY_SIZE:
-        raise BadInput(f"--face is for the network: {args.method} sees the photograph's own pixels")
-    if not hasattr(method, "inpaint"):
-        if not args.train:
-            raise BadInput(f"--method {args.method} learns from training images: name them with "
-                           "--train, or draw them with --train synthetic")
-        method.inpaint = method.fit(data.load(args.train, size=size))
-    holes = Holes(args.mask, size, args.seed, args.invert, args.grow, args.out)
-    check_out(args)
-    failed = []
+    filler, failed, count, begun = Filler(args), [], 0, time.time()
+    holes = Holes(args.mask, filler.network_size, args.seed, args.invert, args.grow, args.out)
+    results.check_folder(args.out, args.images, args.mask)
     jobs = read_each(photographs, holes, failed)
     jobs = jobs if len(photographs) > 1 else [*jobs]              # a mistake is told at once
-    begun, count, size = time.time(), 0, None if method.ANY_SIZE else size
-    look = methods.knows_hole(eps_model) if args.find_faces is None else args.find_faces
-    known = args.face or not args.images                     # the astronaut's, too
-    seek = None if known or not look or size is None else partial(
-        faces_at, size, faces.load(args.weights, ddpm, eps_model, size))
-    shown = sharpener.size if sharpener else size
-    steps = len(photographs) * bar_steps(method, samples, args.batch)
-    with lock_folder(args.out), tqdm(total=steps, desc="inpainting", unit=" calls") as bar:
+    with lock_folder(args.out), tqdm(total=len(photographs) * filler.calls, desc="inpainting",
+                                     unit=" calls") as filler.bar:
         for count, job in enumerate(jobs, 1):
-            fill_one(args, method, size, shown, seek, samples, bar, *job)
+            filler.fill(*job)
     holes.report_unused()
     done = len(photographs) - len(failed)
-    print(f"{done} image{'s' * (done != 1)}{f', {count} holes' * (count != done)} × {samples} "
-          f"fill{'s' * (samples > 1)}, seed "
-          f"{args.seed}, {method.CALLS} network calls a fill, {time.time() - begun:.1f} s: "
+    print(f"{done} image{'s' * (done != 1)}{f', {count} holes' * (count != done)} × "
+          f"{filler.samples} fill{'s' * (filler.samples > 1)}, seed {args.seed}, "
+          f"{filler.method.CALLS} network calls a fill, {time.time() - begun:.1f} s: "
           f"{Path(args.out)}/")
     if failed:
         raise BadInput(f"{len(failed)} of {len(photographs)} images were not filled, as said above")
+
+
+class Filler:
+    """A method and its networks, as the flags choose them, at work on one photograph after another.
+
+    size     of the images for which windows are planned; None: the method takes any
+    shown    of those that the method is shown and returns: larger, if a sharpener follows
+    samples  fills of a photograph
+    calls    steps of the progress bar for a window: the network's calls, or 1 without one
+    """
+
+    def __init__(self, args):
+        args.weights = local(args.weights)
+        ddpm, eps_model, self.network_size = load_weights(args.weights, args.device)
+        args.method = args.method or methods.default(eps_model)
+        args.batch = args.batch or getattr(eps_model, "at_once", BATCH)
+        sharpener = find_sharpener(args, self.network_size)
+        self.args, self.method = args, methods.find(
+            args.method, ddpm, eps_model, args.steps, args.eta,
+            callback=lambda *_: self.bar.update(), sharpener=sharpener)
+        if args.face and self.method.ANY_SIZE:
+            raise BadInput(f"--face is for the network: {args.method} sees the photograph's own "
+                           "pixels")
+        if not hasattr(self.method, "inpaint"):
+            if not args.train:
+                raise BadInput(f"--method {args.method} learns from training images: name them "
+                               "with --train, or draw them with --train synthetic")
+            self.method.inpaint = self.method.fit(data.load(args.train, size=self.network_size))
+        self.size = None if self.method.ANY_SIZE else self.network_size
+        self.shown = sharpener.size if sharpener else self.size
+        self.samples = args.samples if self.method.DRAWS else 1
+        self.calls = -(-self.samples // args.batch) * max(self.method.CALLS, 1)
+        look = methods.knows_hole(eps_model) if args.find_faces is None else args.find_faces
+        known = args.face or not args.images                     # the astronaut's, too
+        self.looks = look and self.size is not None and not known
+        self.readout = (faces.load(args.weights, ddpm, eps_model, self.size) if self.looks
+                        else None)
+
+    def fill(self, name, photograph, hole):
+        """Fill the photograph's hole and write the results, moving the bar along."""
+        args, out, bar = self.args, Path(self.args.out), self.bar
+        results.check(out, name, self.samples)
+        found = self.find_faces(name, photograph, hole) if self.looks else ()
+        planned, done = plan(hole, self.size, args.face, found), bar.n
+        if args.face and windows.plan(hole, self.size, [args.face]) == windows.plan(hole,
+                                                                                    self.size):
+            say(f"{name}: no part of the hole suits --face, which is not used")
+        work = self.calls * max(1, len(planned))
+        bar.total = max(bar.total + work - self.calls, done + work)    # more holes than one
+        fills, views, _ = complete(self.method.inpaint, photograph.rgb, hole, self.shown,
+                                   self.samples, args.seed, args.device, args.batch, planned)
+        bar.update(done + work - bar.n)
+        if not any(part.any() for _, _, part, _ in views):
+            say(f"{name}: the hole is " + ("too thin for the network, and blurred over"
+                if hole.any() else "empty, nothing to do; the image is copied"))
+        results.write(out, name, photograph, hole, fills, views,
+                      provenance(args.weights, args.seed, args.sharpen))
+
+    def find_faces(self, name, photograph, hole):
+        """Where the faces with a hole are; if the network can tell that none is, a line says so."""
+        found = faces.find(photograph.rgb, hole, self.size, self.readout)
+        if self.readout and hole.any() and not found:
+            say(f"{name}: {faces.NONE}")
+        return found
 
 
 def find_sharpener(args, size):
@@ -369,42 +317,6 @@ def find_sharpener(args, size):
         raise BadInput(f"--sharpen is for fills of the network, not of --method {args.method}")
     args.sharpen = sharpener.path if sharpener else None
     return sharpener
-
-
-def faces_at(size, readout, name, photograph, hole):
-    """The faces found; if the network can tell that there is none, a line says so."""
-    found = faces.find(photograph.rgb, hole, size, readout)
-    if readout and hole.any() and not found:
-        say(f"{name}: {faces.NONE}")
-    return found
-
-
-def bar_steps(method, samples, batch):
-    """Steps of the progress bar for a window: its calls of the network, or 1 without one."""
-    return -(-samples // batch) * max(method.CALLS, 1)
-
-
-def fill_one(args, method, size, shown, seek, samples, bar, name, photograph, hole):
-    """Fill a photograph's hole and write the results, moving the bar along. Windows are planned for
-    a network of `size`, and the method is shown them at the size `shown`: a sharpener's is larger.
-    seek(name, photograph, hole) finds faces.
-    """
-    check_results(Path(args.out), name, samples)
-    found = seek(name, photograph, hole) if seek else ()
-    planned, done, one = (plan(hole, size, args.face, found), bar.n,
-                          bar_steps(method, samples, args.batch))
-    if args.face and size and windows.plan(hole, size, [args.face]) == windows.plan(hole, size):
-        say(f"{name}: no part of the hole suits --face, which is not used")
-    work = one * max(1, len(planned))
-    bar.total = max(bar.total + work - one, done + work)          # a photograph may have more holes
-    fills, views, _ = complete(method.inpaint, photograph.rgb, hole, shown, samples, args.seed,
-                               args.device, args.batch, planned)
-    bar.update(done + work - bar.n)
-    if not any(part.any() for _, _, part, _ in views):
-        say(f"{name}: the hole is " + ("too thin for the network, and blurred over"
-            if hole.any() else "empty, nothing to do; the image is copied"))
-    write_results(Path(args.out), name, photograph, hole, fills, views,
-                  provenance(args.weights, args.seed, args.sharpen))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from support.cli import BadInput, check_empty, check_range, device, lacks_memory
 from support.files import provenance, write_png
 from support.foreign import local
 from support.photographs import Photograph
+from support.results import spread_of
 from support.runs import WEIGHTS_HELP
 from tools import guard
 
@@ -284,7 +285,7 @@ def write(folder, stem, photograph, hole, fills, made):
     pictures |= {f"{k}": (photograph.filled(hole, filled), f"fill {k}")
                  for k, filled in enumerate(fills)}
     if len(fills) > 1:
-        spread = inpaint.spread_of(fills.numpy())
+        spread = spread_of(fills.numpy())
         heat = matplotlib.colormaps["magma"](spread / max(spread.max(), 1), bytes=True)[..., :3]
         dim = (photograph.rgb.float().mean(dim=-1, keepdim=True) / 3).byte()
         heat = np.where(hole[0, :, :, None].numpy() > 0, heat, dim.numpy())
