@@ -178,6 +178,7 @@ def score_parts(args, images, holes, chosen, training, lpips, rulers, truth):
             for first in range(0, len(images), args.batch)]
     work = work[distributed.RANK::distributed.WORLD_SIZE]
     left = [task for task in work if not part(args, *task).exists()]
+    made_by = provenance(args.weights, args.seed, args.sharpen)
     for mask, name, first in tqdm(left, "scoring", len(work), initial=len(work) - len(left),
                                   unit=" batches", disable=distributed.RANK > 0):
         batch, hole = (x[first:first + args.batch] for x in (images, holes[mask]))
@@ -206,7 +207,7 @@ def score_parts(args, images, holes, chosen, training, lpips, rulers, truth):
                        for key in scored if key.startswith("crps")}
         if args.save:
             save_fills(Path(args.out) / "fills", mask, short(name), batch, hole, fills, first,
-                       provenance(args.weights, args.seed, args.sharpen))
+                       made_by)
         with atomic_write(part(args, mask, name, first)) as half, open(half, "wb") as file:
             np.savez(file, **scored, samples=fills.shape[1], calls=calls, seconds=seconds,
                      scoring=scoring, preview=fills[:max(0, 8 - first), 0])

@@ -277,6 +277,7 @@ class Filler:
         look = methods.knows_hole(eps_model) if args.find_faces is None else args.find_faces
         known = args.face or not args.images                     # the astronaut's, too
         self.looks = look and self.size is not None and not known
+        self.made_by = provenance(args.weights, args.seed, args.sharpen)
         self.readout = (faces.load(args.weights, ddpm, eps_model, self.size) if self.looks
                         else None)
 
@@ -297,8 +298,7 @@ class Filler:
         if not any(part.any() for _, _, part, _ in views):
             say(f"{name}: the hole is " + ("too thin for the network, and blurred over"
                 if hole.any() else "empty, nothing to do; the image is copied"))
-        results.write(out, name, photograph, hole, fills, views,
-                      provenance(args.weights, args.seed, args.sharpen))
+        results.write(out, name, photograph, hole, fills, views, self.made_by)
 
     def find_faces(self, name, photograph, hole):
         """Where the faces with a hole are; if the network can tell that none is, a line says so."""

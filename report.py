@@ -114,7 +114,7 @@ def text(args, images, found, results, versions):
 
 
 def write(args, images, holes, found, results, tables, versions):
-    out = Path(args.out)
+    out, made_by = Path(args.out), provenance(args.weights, args.seed, args.sharpen)
     with (atomic_write(out / "scores.csv") as half,
           open(half, "w", newline="", encoding="utf-8") as file):
         writer = csv.writer(file)
@@ -124,15 +124,13 @@ def write(args, images, holes, found, results, tables, versions):
             rows = zip(*(values[key] for key in keys), strict=True)
             writer.writerows([i, mask, name, *row] for i, row in enumerate(rows))
     with atomic_write(out / "results.json") as half:
-        content = {"settings": vars(args),
-                   "provenance": provenance(args.weights, args.seed, args.sharpen),
-                   "versions": versions, "results": results,
+        content = {"settings": vars(args), "provenance": made_by, "versions": versions,
+                   "results": results,
                    "by_area": by_area(args, found) if args.by_area else []}
         half.write_text(json.dumps(finite(content), indent=1, allow_nan=False, default=str))
     with atomic_write(out / "holes.npz") as half, open(half, "wb") as file:
         np.savez_compressed(file, **{mask: hole.byte().numpy() for mask, hole in holes.items()})
-    write_png(preview(images, holes, found), out / "preview.png",
-              provenance(args.weights, args.seed, args.sharpen))
+    write_png(preview(images, holes, found), out / "preview.png", made_by)
     with atomic_write(out / "table.md") as half:
         half.write_text(tables + "\n", encoding="utf-8")
     for part in (out / "parts").glob("*.npz"):                   # before the settings: a removal

@@ -100,7 +100,6 @@ def write_png(picture, path, metadata=None):
         picture.save(half, format="PNG", pnginfo=chunks, compress_level=1 if large else 6)
 
 
-@functools.cache
 def provenance(weights, seed, sharpener=None):
     """What it takes to reproduce an output: command, seed, SHA-256 of the weights, versions."""
     command = shlex.join(["python", *sys.argv]).encode(errors="backslashreplace").decode()
