@@ -343,9 +343,9 @@ def cached_features(args, ruler, features, what, images):
     return found
 
 
-def distances(ruler, real, fake):
-    return {f"fd_{ruler}": scores.frechet(real, fake), f"kd_{ruler}": scores.kernel(real, fake),
-            "n_real": len(real)}
+def distances(ruler, real, fake, paired=False):
+    return {f"fd_{ruler}": scores.frechet(real, fake),
+            f"kd_{ruler}": scores.kernel(real, fake, paired), "n_real": len(real)}
 
 
 # ---- results ---------------------------------------------------------------------------------
@@ -359,7 +359,8 @@ def summarize(args, images, found, real):
         result |= {f"{key}_minus_first": scores.interval(values[key] - found[mask, first][key])
                    for key in report.scored(values)}
         for ruler, (features, _) in real.items():
-            result |= distances(ruler, features, torch.from_numpy(values[f"features_{ruler}"]))
+            result |= distances(ruler, features, torch.from_numpy(values[f"features_{ruler}"]),
+                                paired=args.reference == "held-out")
         results.append(result)
     others = {"mask": "–", "method": "real"}
     for ruler, (features, other) in real.items():

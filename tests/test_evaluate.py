@@ -650,13 +650,17 @@ def test_distances_in_the_features_of_a_network_of_ones_own(command, faces, refe
         fills = [read(f"out/fills/center/{Path(r['method']).stem}/{i:05}_0.png") for i in range(N)]
         mine = colours(torch.stack(fills).permute(0, 3, 1, 2))
         assert r["fd_colours"] == pytest.approx(scores.frechet(real, mine), rel=1e-6)
-        assert r["kd_colours"] == pytest.approx(scores.kernel(real, mine), rel=1e-6)
+        distance = scores.kernel(real, mine, paired=reference == "held-out")
+        assert r["kd_colours"][0] == pytest.approx(distance[0], rel=1e-6)
         assert r["n_real"] == len(real)
     rest = features["held-out"] if reference == "train" else features["train"][:N]
     assert (other["method"], other["n"]) == ("real", N)
     assert other["fd_colours"] == pytest.approx(scores.frechet(real, rest), rel=1e-6)
     assert "FD(colours) | KD(colours) × 1000" in printed and "FID" not in printed
-    assert f"| {told[0]['fd_colours']:.2f} | {1000 * told[0]['kd_colours']:.2f} |" in printed
+    assert other["kd_colours"][0] == pytest.approx(scores.kernel(real, rest)[0], rel=1e-6)
+    kd, low, high = told[0]["kd_colours"]
+    assert low < kd < high and (f"| {told[0]['fd_colours']:.2f} | {1000 * kd:.2f} ± "
+                                f"{1000 * max(high - kd, kd - low):.2f} |") in printed
 
 
 def test_the_crps_of_features_is_that_of_its_definition(command, faces):
@@ -738,10 +742,11 @@ def test_the_networks_that_are_installed_stand_side_by_side_without_being_asked_
     columns = ("FD(efficientnet-lite0)", "KD(efficientnet-lite0) × 1000", "FID", "KID × 1000")
     *told, real = results()["results"]
     for line, r in zip(body, told):
-        values = [r[f"{kind}_{ruler}"] for ruler in networks for kind in ("fd", "kd")]
+        values = [number for ruler in networks for number in (r[f"fd_{ruler}"],
+                                                              r[f"kd_{ruler}"][0])]
         assert values[2] == pytest.approx(4 * values[0]) and values[0] > 0
         for head, value, factor in zip(columns, values, (1, 1000) * 2):
-            assert line[heads.index(head)] == f"{value * factor:.2f}"
+            assert line[heads.index(head)].partition(" ± ")[0] == f"{value * factor:.2f}"
     assert real["method"] == "real"
 
 

@@ -198,7 +198,40 @@ def test_the_kernel_distance_is_the_unbiased_mmd(n, m):
         return np.mean([k(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j])
 
     slow = among(x) + among(y) - 2 * np.mean([k(a, b) for a in x for b in y])
-    assert scores.kernel(x.float(), y.float()) == pytest.approx(slow, rel=1e-5)
+    assert scores.kernel(x.float(), y.float())[0] == pytest.approx(slow, rel=1e-5)
+    if n == m:
+        others = np.mean([k(a, b) for i, a in enumerate(x) for j, b in enumerate(y) if i != j])
+        slow = among(x) + among(y) - 2 * others
+        assert scores.kernel(x.float(), y.float(), paired=True)[0] == pytest.approx(slow, rel=1e-5)
+
+
+def test_fills_of_the_same_photographs_are_no_nearer_than_those_of_others():
+    """Of one distribution, so the distance is 0: in the mean of 300 draws of 20 pairs."""
+    def mean(paired, likeness):
+        found = []
+        for seed in range(300):
+            x, noise = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(seed))
+            y = likeness * x + (1 - likeness ** 2) ** 0.5 * noise
+            found.append(scores.kernel(x, y, paired)[0])
+        return np.mean(found), np.std(found) / len(found) ** 0.5
+
+    for paired, likeness in ((True, 0.9), (True, 0.0), (False, 0.0)):
+        found, error = mean(paired, likeness)
+        assert abs(found) < 4 * error
+    assert mean(False, 0.9)[0] < -0.3
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_interval_covers_the_kernel_distance(paired):
+    """Against that of 6,000 images, in 300 draws of 32."""
+    def draw(n, seed):
+        x, noise = torch.randn(2, n, 8, generator=torch.Generator().manual_seed(seed)).double()
+        return x, (0.8 * x + 0.6 * noise if paired else noise) + 0.4
+
+    truth = scores.kernel(*draw(6_000, 999), paired)[0]
+    covered = [low < truth < high for seed in range(300)
+               for _, low, high in [scores.kernel(*draw(32, seed), paired)]]
+    assert 0.92 <= np.mean(covered) <= 0.99
 
 
 def test_the_kernel_distance_is_what_torchmetrics_averages_over_subsets():
@@ -206,13 +239,15 @@ def test_the_kernel_distance_is_what_torchmetrics_averages_over_subsets():
     theirs = KernelInceptionDistance(torch.nn.Identity(), subsets=1, subset_size=60)
     theirs.update(real.double(), real=True)
     theirs.update(fake.double(), real=False)
-    assert scores.kernel(real, fake) == pytest.approx(theirs.compute()[0].item(), rel=1e-6)
+    assert scores.kernel(real, fake)[0] == pytest.approx(theirs.compute()[0].item(), rel=1e-6)
 
 
 def test_a_single_image_has_no_distance():
     several = gaussian(5, 4, 0)
     for pair in ((several[:1], several), (several, several[:1])):
-        assert math.isnan(scores.frechet(*pair)) and math.isnan(scores.kernel(*pair))
+        assert math.isnan(scores.frechet(*pair)) and math.isnan(scores.kernel(*pair)[0])
+    distance, low, high = scores.kernel(several, several + 1)
+    assert math.isfinite(distance) and math.isnan(low) and math.isnan(high)   # of five images
 
 
 class Moments(torch.nn.Module):
