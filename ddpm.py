@@ -95,7 +95,7 @@ class DDPM:
         by √ᾱ, which is nearly 0 at the noisy end.
         """
         t = t if torch.is_tensor(t) else torch.full((len(x),), t, device=x.device)
-        output = eps_model(x, t, hole)
+        output = eps_model(x, t, hole).to(x.dtype)          # bfloat16 would not do for 1-ᾱ
         if self.prediction == "eps":
             x0 = self.predict_x0(x, t, output)
         elif self.prediction == "x0":
@@ -118,7 +118,7 @@ class DDPM:
         return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
 
     def loss(self, eps_model, x0, hole, t, noise):
-        """‖ε - ε_θ(x, t, hole)‖², averaged over the hole's pixels, then over the images; a scalar.
+        """‖ε - ε_θ(x, t, hole)‖², averaged over colours, the hole's pixels, then images; a scalar.
         x is x_t in the hole and x_0 outside it.
 
         x0, noise [B, C, H, W], x0 in [-1, 1]; hole [B, 1, H, W]; t [B]. The mean over the hole

@@ -39,13 +39,14 @@ def by_area(args, found):
     for name in args.methods:
         several = [found[mask, name] for mask in args.masks]
         values = {key: np.concatenate([v[key] for v in several]) for key in several[0]}
+        of_images = {*scored(values), "variance", "error"}
         tenth = (np.ceil((values["area"] * 10).round(5)) - 1).clip(0).astype(int)
         image = np.tile(np.arange(len(tenth) // len(several)), len(several))
         for i in np.unique(tenth):
             _, image_of, holes = np.unique(image[tenth == i], return_inverse=True,
                                            return_counts=True)
             chosen = {key: np.bincount(image_of, value[tenth == i]) / holes
-                      if value.shape == tenth.shape else value for key, value in values.items()}
+                      if key in of_images else value for key, value in values.items()}
             results.append({"mask": f"{10 * i}–{10 * (i + 1)} %", "method": name,
                             "n": len(holes), **means(chosen)})
     return sorted(results, key=lambda result: int(result["mask"].split("–")[0]))
@@ -98,7 +99,8 @@ def text(args, images, found, results, versions):
     if real:
         what = "training images" if args.reference == "train" else "scored images themselves"
         lines[0] += (f" Distances of the first samples are to the {real['n_real']} {what}; the row "
-                     "real is theirs to other real images. CRPS(…) is the mean over a "
+                     "real is theirs to other real images, which share no pixels with them, so "
+                     "that FD of fills may be lower. CRPS(…) is the mean over a "
                      "network's features.")
         rulers = [key.removeprefix("fd_") for key in real if key.startswith("fd_")]
     lines += ["", table(results, rulers)]

@@ -130,8 +130,9 @@ class Missing(Exception):
 
 def frechet(real, fake):
     """Fréchet distance |μ-μ'|² + tr(Σ + Σ' - 2(ΣΣ')^½) between features [n, d] and [n', d], in
-    float64 (Heusel et al. 2017). Biased upwards at small n: compare at equal n only. NaN of a
-    single image, which has no Σ.
+    float64 (Heusel et al. 2017). Biased upwards at small n, but less if one set is fills of the
+    other's photographs: compare at equal n, and sets paired alike, only. NaN of a single image,
+    which has no Σ.
 
     With Σ = RᵀR and Σ' = R'ᵀR', the eigenvalues of ΣΣ' are the squared singular values of RR'ᵀ, so
     the trace of its root is their sum: no root of a nearly singular matrix is taken.

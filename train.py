@@ -34,6 +34,8 @@ from support.cli import BadInput, check_range, run, say
 from support.files import LARGEST_SIDE, lock_folder, write_png
 from unet import UNet
 
+HELD_OUT = 8      # images at a time: the numbers drawn for a batch depend on its length
+
 
 def train(args, checkpoint=None):
     """Train from step 0, or from a checkpoint; returns the moving average of the network."""
@@ -185,13 +187,13 @@ def load_validation(args):
 
 @torch.no_grad()
 def held_out_loss(args, ddpm, ema, images):
-    """The moving average's loss on `images`, always with the same t, holes and noise, so that the
-    losses of two steps compare; None without images."""
+    """The moving average's loss on `images`, always with the same t, holes and noise, whatever the
+    batch, so that the losses of two steps or runs compare; None without images."""
     if images is None:
         return None
     device = next(ema.parameters()).device
     generator, losses = torch.Generator().manual_seed(0), []
-    for block in images.split(args.batch):
+    for block in images.split(HELD_OUT):
         x0 = data.to_float(block.to(device))
         hole = masks.mixture(len(x0), args.size, generator, device)
         t = torch.randint(ddpm.T, (len(x0),), generator=generator).to(device)

@@ -91,6 +91,20 @@ def test_five_iterations_come_within_5_percent_of_trying_all_pairs():
         assert nearest * 0.999 <= found <= 1.05 * nearest and found < 0.8 * begun[b] * rows.shape[2]
 
 
+def test_propagation_spreads_a_right_match_to_its_neighbours():
+    """Noise, copied 30 columns to the right: one patch of the copy knows from where."""
+    noise = torch.rand(1, 3, 24, 30, generator=torch.Generator().manual_seed(0))
+    image, hole = torch.cat([noise, noise, noise[..., :4]], dim=3), torch.zeros(1, 1, 24, 64)
+    hole[..., 8:16, 40:48] = 1
+    matcher = matcher_of(image, hole)
+    matcher.field[0, :, 8, 40] = torch.tensor([8, 10])
+    matcher.look(image)
+    matcher.propagate()
+    places = torch.stack([matcher.y, matcher.x - 30], dim=1)
+    right = (matcher.field[0, :, matcher.y, matcher.x].T == places).all(dim=1)
+    assert right.float().mean() > 0.9
+
+
 def test_a_periodic_texture_is_completed_exactly():
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     tile = torch.stack([((x + y) % 4 < 2), (x % 8 < 4), (y % 8 < 4)]).float()[None] * 1.6 - 0.8

@@ -498,3 +498,25 @@ def test_the_same_seed_gives_the_same_loss():
     one, two, other = (random_loss(process, lambda x, t, hole: x, x0, hole,
                                     torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert one == two != other
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_network_in_bfloat16_leaves_the_chain_in_the_images_own_precision(prediction):
+    """1-ᾱ of the cleanest levels is 0 in bfloat16, and ε then infinite."""
+    process = DDPM(rescaled_betas(300), prediction, clip=True)
+    image, hole = torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
+
+    def eps_model(x, t, hole):
+        return (0.5 * x).bfloat16()
+    for estimate in process.predict(eps_model, image, 0, hole):
+        assert estimate.dtype == torch.float32
+    assert process.sample(eps_model, image, hole, 50).isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_long_strides_through_a_long_chain_stay_finite(steps):
+    """In float32, 1-ᾱ_s-σ² of a stride may come out below 0."""
+    process, image = DDPM(cosine_betas(1000)), torch.zeros(1, 1, 4, 4)
+    x = process.sample(lambda x, t, hole: 0 * x, image, torch.ones(1, 1, 4, 4), steps,
+                       generator=torch.Generator().manual_seed(0))
+    assert x.isfinite().all()

@@ -530,6 +530,33 @@ def test_a_hole_of_exactly_a_tenth_belongs_to_the_bin_that_ends_there():
         ("90–100 %", 1)]
 
 
+def test_the_settings_reach_the_method(command, monkeypatch):
+    """--seed draws other noise in the same hole; --eta and --bf16 are the network's."""
+    given, find = [], methods.find
+    monkeypatch.setattr(methods, "find", lambda *a, **k: given.append(a) or find(*a, **k))
+    for seed in ("0", "1"):
+        command("--masks", "center", "--methods", "noise.py", "--seed", seed, "--out", seed)
+    assert [row["psnr_hole"] for row in rows("0").values()] != [
+        row["psnr_hole"] for row in rows("1").values()]
+    command("--eta", "0.25", "--steps", "3", "--bf16", "--methods", "keep")
+    assert given[-1][0] == "keep" and given[-1][3:6] == (3, 0.25, True)
+
+
+@pytest.mark.parametrize("parts", [1, 5])
+def test_by_area_numbers_of_samples_are_not_averaged(parts):
+    """Two holes of every image, of one area, filled twice and four times; in parts of 5 images
+    or of one each, as --batch has it."""
+    def part_of(samples):
+        of_parts = {"samples": samples, "calls": 7, "seconds": 1.0, "scoring": 1.0}
+        return ({key: np.ones(5) for key in (*scores.SCORES, "variance", "error")}
+                | {"area": np.full(5, 0.25)}
+                | {key: np.full(5 // parts, value) for key, value in of_parts.items()})
+    (told,) = report.by_area(SimpleNamespace(masks=["a", "b"], methods=["m"]),
+                             {("a", "m"): part_of(2), ("b", "m"): part_of(4)})
+    assert told["n"] == 5 and told["calls"] == 7
+    assert math.isnan(told["samples"]) and math.isnan(told["spread_skill"])
+
+
 def test_a_table_shows_the_longer_side_of_an_interval():
     told = {"mask": "a", "method": "b", "n": 9, "crps": (10.0, 9.5, 12.0), "l1": (4.0, 2.0, 4.5)}
     assert "| 10.0 ± 2.0 |" in report.table([told]) and "| 4.0 ± 2.0 |" in report.table([told])
@@ -592,6 +619,8 @@ def test_one_sample_of_a_method_that_draws_has_no_crps_and_unequal_numbers_no_sp
     _, printed, _ = command("--samples", 1)
     for (_, _, method), row in rows().items():
         assert math.isnan(row["crps"]) == (method == "keep") and math.isnan(row["spread"])
+    command("--samples", 1, "--methods", "noise.py", "--out", "strangers")
+    assert all(math.isnan(row["crps"]) for row in rows("strangers").values())
     assert [r["crps"][0] is None for r in results()["results"]] == [True, False] * 2
     for mask, samples in (("center", 2), ("irregular", 3)):
         command("--methods", "noise.py", "--masks", mask, "--samples", samples, "--save", "--out",

@@ -250,6 +250,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, how, st
         "checkpoint.pt", "weights.pt", "log.jsonl", "samples.png"}
 
 
+def test_d_is_shown_photographs_with_holes_of_their_own():
+    state, x, M_c = glcic.build(settings()), *example()
+    M_d, seen = masks.center(4, 16), []
+    state["D"].register_forward_hook(lambda net, given, out: seen.append(given))
+    glcic.update(state, x, M_c, M_d, 2)
+    assert [(torch.equal(image, x), hole is M_d) for image, hole in seen] == [(True, True),
+                                                                             (False, False)]
+
+
 def test_what_each_step_is_given(tmp_path, monkeypatch):
     """Images mirrored or not, no full holes, others for D, and the phase's learning rate."""
     steps = []

@@ -153,3 +153,32 @@ def test_a_name_may_have_its_own_steps():
     for wrong in ("keep@0", "keep@31", "keep@", "keep@-2", "keep@2.5", "mean@3"):
         with pytest.raises(BadInput, match=wrong):
             methods.find(wrong, world.process, world)
+
+
+@EXACT
+def test_eta_0_draws_nothing_but_what_it_starts_from_and_no_method_keeps_a_gradient(name):
+    image, hole = torch.zeros(1, 1, 1, 2), torch.tensor([0.0, 1.0]).reshape(1, 1, 1, 2)
+    weight, left = torch.ones((), requires_grad=True), {}
+
+    def eps_model(x, t, hole):
+        return weight * x
+    for eta in (0.0, 1.0):
+        method = methods.find(name, DDPM(cosine_betas(50)), eps_model, 5, eta)
+        generator = torch.Generator().manual_seed(0)
+        assert not method.inpaint(image, hole, [generator]).requires_grad
+        left[eta] = generator.get_state()
+    start = torch.Generator().manual_seed(0)
+    torch.randn(image.shape[1:], generator=start)
+    pasting = name in ("replace", "repaint")                      # which noise the known pixels
+    assert torch.equal(left[0.0], start.get_state()) != pasting
+    assert not torch.equal(left[0.0], left[1.0])
+
+
+def test_guidance_leaves_the_estimate_in_the_range_of_images():
+    """The known pixel's deviation is 0.22 and the hole's 1, so 1.0 pulls the estimate to 4."""
+    world, seen = two_pixels(DDPM(cosine_betas(100), clip=True)), []
+    world.mean, world.cov = torch.zeros(1, 1, 2, dtype=F64), torch.tensor([[0.05, 0.2], [0.2, 1]],
+                                                                          dtype=F64)
+    fills("pigdm", world, n=50, known=1.0, steps=10,
+          callback=lambda t, x, x0: seen.append(x0[:, 0, 0, 1].abs().max()))
+    assert len(seen) == 10 and max(seen) <= 1

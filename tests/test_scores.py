@@ -405,3 +405,26 @@ def test_lpips_is_that_of_torchmetrics_of_the_first_sample_in_its_range(monkeypa
     slow = (data.to_float(fills[:, 0]) - data.to_float(images)).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(scored, slow.double())
     assert scores.score(images, fills, hole)["lpips"].isnan().all()
+
+
+def test_an_interval_is_the_bootstrap_t_of_its_definition_and_needs_eight_images():
+    values = np.random.default_rng(1).exponential(size=9)
+    drawn = values[np.random.default_rng(0).integers(9, size=(2_000, 9))]
+    t = (drawn.mean(axis=1) - values.mean()) / drawn.std(axis=1, ddof=1)
+    low, high = np.percentile(t, [2.5, 97.5]) * values.std(ddof=1)
+    assert scores.interval(values) == pytest.approx(
+        (values.mean(), values.mean() - high, values.mean() - low))
+    assert np.isnan(scores.interval(np.arange(7.0))[1])
+    assert np.isfinite(scores.interval(np.arange(8.0))).all()
+
+
+def test_the_kernel_distance_of_many_images_is_taken_in_blocks_and_in_float64():
+    x, y = gaussian(1_100, 3, 0), gaussian(1_050, 3, 1)
+    across, within = (((a.double() @ b.double().T / 3 + 1) ** 3) for a, b in ((x, y), (x, x)))
+    others = ((y.double() @ y.double().T / 3 + 1) ** 3)
+    whole = sum((k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1))
+                for k in (within, others)) - 2 * across.mean()
+    assert scores.kernel(x, y)[0] == pytest.approx(whole.item(), rel=1e-9)
+    far = [100 + torch.randn(50, 4, generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
+    assert scores.kernel(*far)[0] == pytest.approx(scores.kernel(*map(torch.Tensor.double, far))[0],
+                                                   rel=1e-9)

@@ -95,6 +95,15 @@ def test_a_reduced_pixel_is_known_if_all_that_it_covers_are():
     torch.testing.assert_close(image, (1 - small).expand(1, 3, 8, 8))       # nothing to peek at
 
 
+def test_in_training_a_coarse_pixel_that_the_hole_touches_is_noisy():
+    """As it is unknown to the first network, whose fills are what it meets."""
+    x0, hole = torch.zeros(64, 3, 16, 16), torch.zeros(64, 1, 16, 16)
+    hole[..., 5, 7] = 1
+    _, coarse = sharpen.draw_detail(x0, hole, 8, torch.Generator().manual_seed(0))
+    touched = coarse[:, :, 4:6, 6:8].abs().mean()
+    assert touched > 0.01 and coarse[:, :, 10:, 10:].abs().max() == 0
+
+
 def test_only_methods_with_the_network_are_sharpened():
     ddpm, world = DDPM(cosine_betas(50)), sharpener_of_noise(8, 16)
     for name, more in (("keep@7", sharpen.CALLS), ("biharmonic", 0)):

@@ -127,6 +127,37 @@ def test_the_held_out_loss_is_the_moving_averages_and_the_same_when_asked_again(
     assert one == two and round(one, 5) == logged(tmp_path)[-1][2]
 
 
+def test_the_held_out_loss_is_a_mean_over_images_and_does_not_depend_on_the_batch(monkeypatch):
+    args, ddpm = train.parse([*TINY, "--out", "none"])[0], DDPM(cosine_betas(50), "v")
+    net, images = UNet(16, 1, (8, 16), 1), data.synthetic(2 * train.HELD_OUT + 3, 16)
+    torch.nn.init.normal_(net.head[2].weight)
+    losses = set()
+    for args.batch in (3, 32):
+        losses.add(train.held_out_loss(args, ddpm, net, images))
+    assert len(losses) == 1
+    monkeypatch.setattr(DDPM, "loss", lambda *given: torch.ones(()))
+    assert train.held_out_loss(args, ddpm, net, images) == 1
+
+
+def test_what_a_run_is_made_of(tmp_path, monkeypatch):
+    """The training split alone, the two learning rates as they rise, an average that begins fast,
+    samples by that average."""
+    asked, rates, decays, drawn = [], [], [], []
+
+    def spy(name, seen, pick):
+        real = getattr(train, name)
+        monkeypatch.setattr(train, name, lambda *given: seen.append(pick(*given)) or real(*given))
+    spy("set_lr", rates, lambda optimizers, lrs, factor: (*lrs, factor))
+    spy("update_ema", decays, lambda ema, net, decay: decay)
+    spy("draw_samples", drawn, lambda args, ddpm, net, images: net)
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *given: asked.append(given[1]) or load(*given))
+    ema = start(tmp_path, "--warmup", "2", "--lr", "0.005", "--lr-adamw", "0.0004")
+    assert asked == ["train", "val"] and all(net is ema for net in drawn) and drawn
+    assert decays == [(1 + step) / (10 + step) for step in range(7)]
+    assert rates[:3] == [(0.005, 0.0004, 0.5), (0.005, 0.0004, 1), (0.005, 0.0004, 1)]
+
+
 def test_held_out_images_change_nothing_but_the_log_and_may_be_missing(tmp_path, capsys):
     trained = {}
     for name in ("with", "without"):

@@ -5,6 +5,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import data
+import inpaint
+import masks
 import unet
 from unet import AdaGN, ResBlock, SelfAttention, UNet, timestep_embedding
 
@@ -136,6 +139,31 @@ def test_attention_against_an_explicit_softmax(monkeypatch, channels, heads, lar
         outs.append(torch.einsum("bij,bcj->bci", attention, v[:, part]))
     out = layer.out.weight[:, :, 0, 0] @ torch.cat(outs, dim=1) + layer.out.bias[:, None]
     assert_close(layer(x), x + out.reshape(x.shape), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_residual_block_is_what_its_docstring_says():
+    torch.manual_seed(0)
+    block, x, emb = ResBlock(8, 12, 6, attention=False), torch.randn(2, 8, 5, 5), torch.randn(2, 6)
+    for parameter in block.parameters():
+        parameter.normal_(std=0.3)
+    def conv(layer, x):
+        return torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
+    h = conv(block.conv1, torch.nn.functional.silu(block.norm1(x)))
+    h = conv(block.conv2, torch.nn.functional.silu(block.norm2(h, emb)))
+    assert block.conv1.kernel_size == block.conv2.kernel_size == (3, 3)
+    assert_close(block(x, emb), block.skip(x) + h)
+
+
+@torch.no_grad()
+def test_the_shipped_weights_are_of_this_network():
+    """Their v-loss on a face in a centre hole, twelve levels: 0.058. Without the last SiLU of the
+    timestep embedding it is 0.286, with maps enlarged bilinearly on the way up 0.062."""
+    ddpm, net, size = inpaint.load_weights()
+    face = torch.from_numpy(data.square(inpaint.astronaut(), size).copy())[None]
+    x0, t = data.to_float(face).expand(12, -1, -1, -1), torch.arange(12, 300, 25)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    assert ddpm.loss(net, x0, masks.center(12, size), t, noise) < 0.06
 
 
 @torch.no_grad()

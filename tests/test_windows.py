@@ -139,3 +139,15 @@ def test_at_its_own_size_a_window_is_unchanged():
     seen, part = windows.shrink(photograph, hole, (5, 3, 30, 40), (30, 40))
     assert (part == hole[:, 5:35, 3:43]).all()
     assert (seen[part[0] == 0] == photograph[5:35, 3:43][part[0] == 0]).all()
+
+
+def test_a_pixel_is_known_if_three_quarters_of_it_are():
+    """Halved: of each four pixels none, one, two or all are hole."""
+    hole = torch.zeros(1, 8, 80)
+    for k, columns in enumerate(((), (0,), (0, 1))):
+        for column in columns:
+            hole[0, 0::2, 20 * k + 10 + column] = 1
+    hole[0, :, 70:72] = 1
+    photograph = torch.full((8, 80, 3), 100, dtype=torch.uint8)
+    _, small = windows.shrink(photograph, hole, (0, 0, 8, 80), (4, 40))
+    assert [int(small[0, 2, column]) for column in (5, 15, 25, 35)] == [0, 0, 1, 1]
