@@ -21,7 +21,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -43,7 +42,7 @@ import report
 import scores
 import sharpen
 from support import distributed
-from support.cli import BadInput, check_empty, check_range, device, run, say
+from support.cli import BadInput, check_apart, check_empty, check_range, device, run, say
 from support.files import (
     atomic_write,
     content,
@@ -207,14 +206,16 @@ def score_parts(args, images, holes, chosen, training, lpips, rulers, truth):
                        for key in scored if key.startswith("crps")}
         if args.save:
             save_fills(Path(args.out) / "fills", mask, short(name), batch, hole, fills, first,
-                       made_by)
+                       made_by if name not in args.read else {"fill": "read by --from"})
         with atomic_write(part(args, mask, name, first)) as half, open(half, "wb") as file:
             np.savez(file, **scored, samples=fills.shape[1], calls=calls, seconds=seconds,
                      scoring=scoring, preview=fills[:max(0, 8 - first), 0])
 
 
 def part(args, mask, name, first):
-    return Path(args.out) / "parts" / f"{mask}.{name.replace(os.sep, '!')}.{first:06}.npz"
+    """By numbers, as two names joined could be those of two others."""
+    numbers = f"{args.masks.index(mask)}.{args.methods.index(name)}.{first:06}"
+    return Path(args.out) / "parts" / f"{numbers}.npz"
 
 
 def collect(args, n):
@@ -418,6 +419,7 @@ def parse():
     if args.data == ["synthetic"]:
         args.limit = DRAWN if args.limit is None else args.limit
     check_empty(args)
+    check_apart(args.out, [*args.data, *(args.train or ())])
     check_range(args, 1, 10 ** 6, "batch")
     check_range(args, 1, 999, "samples")
     check_range(args, 0, 10 ** 9, "seed")

@@ -47,8 +47,9 @@ Readout = namedtuple("Readout", "ddpm eps_model size W b")
 
 
 def find(photograph, hole, size, readout=None):
-    """[(left, top, side), …]: the faces in a photograph, uint8 [H, W, 3], whose squares suit a part
-    of its hole [1, H, W], none smaller than the network's images, of `size`; [] if there is none.
+    """([(left, top, side), …], none): the faces in a photograph, uint8 [H, W, 3], whose squares
+    suit a part of its hole [1, H, W], none smaller than the network's images, of `size`; and
+    whether there is no face at the hole at all, which a `readout` tells where it is asked.
 
     For each part, up to PARTS of them, the largest first, they are detected with the hole smoothed
     over. With a `readout`, the network aligns them; where none is detected, it looks for one at the
@@ -58,7 +59,10 @@ def find(photograph, hole, size, readout=None):
     """
     (height, width), where, detected, near = hole.shape[1:], hole[0].numpy() > 0, [], []
     if (width, height) == data.ALIGNED:
-        return [windows.face_in(height, width)]
+        return [windows.face_in(height, width)], False
+    if min(height, width) <= size:
+        return [], False
+    any_face = False
     parts = sorted(windows.apart(where, size // 2), key=lambda part: -part[2] * part[3])[:PARTS]
 
     def serves(face):
@@ -68,7 +72,9 @@ def find(photograph, hole, size, readout=None):
                 windows.suits(where, part, size, face) for face in detected):
             continue
         box = surroundings(part, hole.shape[1:], size)
-        seen = [face for face in detect(smooth(photograph, hole, box), box) if serves(face)]
+        seen = detect(smooth(photograph, hole, box), box)
+        any_face |= bool(seen)
+        seen = [face for face in seen if serves(face)]
         detected += seen
         general = windows.cover(where, part, size)
         if not seen and len(general) == 1:
@@ -77,12 +83,13 @@ def find(photograph, hole, size, readout=None):
     detected, aligned = distinct(detected), []
     for face in detected + near if readout else ():
         window, deviation = align(readout, photograph, hole, face)
+        any_face |= deviation < AGREED
         if face in detected or deviation < AGREED:
             aligned.append(window)
     found = [face for face in distinct(aligned) + detected if serves(face)]
     if found and width == height and found[0][2] > CLOSE * width:
-        return [windows.face_in(height, width)]
-    return found
+        found = [windows.face_in(height, width)]
+    return found, bool(readout and near and not any_face)
 
 
 def surroundings(part, shape, size):
@@ -215,9 +222,10 @@ def middle(ddpm, eps_model, images, parts, generator):
 # ---- its fit -----------------------------------------------------------------------------------
 
 def beside(weights):
-    """The file of the Readout that belongs to weights: celeba64.pt's is celeba64.faces.pt."""
+    """The file of the Readout that belongs to weights: celeba64.pt's is celeba64.faces.pt, a
+    folder's v1.0 is v1.0.faces.pt."""
     weights = Path(weights)
-    return weights.parent / f"{weights.stem}.faces.pt"
+    return weights.parent / f"{weights.name if weights.is_dir() else weights.stem}.faces.pt"
 
 
 def load(weights, ddpm, eps_model, size):

@@ -143,12 +143,12 @@ def typical_first(views, samples):
 
 def plan(hole, size=None, face=None, found=()):
     """The windows in which `complete` fills a hole, as from windows.plan. face is (left, top, side)
-    of the face's square, or None: where CelebA has it, else one of those that `faces.find` found,
-    else all of a square photograph."""
+    of a face's square, which comes first; then those that `faces.find` found; then where CelebA has
+    it, or all of a square photograph."""
     if size is None:
         return windows.plan(hole, OWN)
-    face = face or windows.face_in(*hole.shape[1:])
-    return windows.plan(hole, size, [*found, face] if face else found)
+    faces = [face, *found, windows.face_in(*hole.shape[1:])]
+    return windows.plan(hole, size, [square for square in faces if square])
 
 
 def astronaut():
@@ -225,10 +225,10 @@ def parse():
 
 def main():
     args = parse()
+    results.check_folder(args.out, args.images, args.mask)
     photographs = find(args.images, args.out) if args.images else {"astronaut": None}
     filler, failed, count, begun = Filler(args), [], 0, time.time()
     holes = Holes(args.mask, filler.network_size, args.seed, args.invert, args.grow, args.out)
-    results.check_folder(args.out, args.images, args.mask)
     jobs = read_each(photographs, holes, failed)
     jobs = jobs if len(photographs) > 1 else [*jobs]              # a mistake is told at once
     with lock_folder(args.out), tqdm(total=len(photographs) * filler.calls, desc="inpainting",
@@ -288,8 +288,7 @@ class Filler:
         results.check(out, name, self.samples)
         found = self.find_faces(name, photograph, hole) if self.looks else ()
         planned, done = plan(hole, self.size, args.face, found), bar.n
-        if args.face and windows.plan(hole, self.size, [args.face]) == windows.plan(hole,
-                                                                                    self.size):
+        if args.face and planned == plan(hole, self.size):
             say(f"{name}: no part of the hole suits --face, which is not used")
         work = self.calls * max(1, len(planned))
         bar.total = max(bar.total + work - self.calls, done + work)    # more holes than one
@@ -303,8 +302,8 @@ class Filler:
 
     def find_faces(self, name, photograph, hole):
         """Where the faces with a hole are; if the network can tell that none is, a line says so."""
-        found = faces.find(photograph.rgb, hole, self.size, self.readout)
-        if self.readout and hole.any() and not found:
+        found, none = faces.find(photograph.rgb, hole, self.size, self.readout)
+        if none:
             say(f"{name}: {faces.NONE}")
         return found
 

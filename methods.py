@@ -188,11 +188,12 @@ def find(name, ddpm, eps_model, steps=20, eta=1.0, bf16=False, callback=None, sh
     path = file_of(name)
     if path.suffix != ".py" or not path.is_file():
         raise BadInput(f"{name}: neither a .py file nor one of {', '.join(METHODS)}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"method of {path.resolve()}", path)
     module = importlib.util.module_from_spec(spec)
     folder = str(path.resolve().parent)                              # for modules beside it
     if folder not in sys.path:
         sys.path.append(folder)
+    sys.modules[spec.name] = module                                  # dataclasses look there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a stranger's code

@@ -3,6 +3,7 @@ import contextlib
 import csv
 import json
 import math
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +132,11 @@ def write(args, images, holes, found, results, tables, versions):
                    "results": results,
                    "by_area": by_area(args, found) if args.by_area else []}
         half.write_text(json.dumps(finite(content), indent=1, allow_nan=False, default=str))
-    with atomic_write(out / "holes.npz") as half, open(half, "wb") as file:
-        np.savez_compressed(file, **{mask: hole.byte().numpy() for mask, hole in holes.items()})
+    with (atomic_write(out / "holes.npz") as half,
+          zipfile.ZipFile(half, "w", zipfile.ZIP_DEFLATED) as archive):
+        for mask, hole in holes.items():             # np.savez takes no array of the name "file"
+            with archive.open(f"{mask}.npy", "w") as file:
+                np.lib.format.write_array(file, hole.byte().numpy())
     write_png(preview(images, holes, found), out / "preview.png", made_by)
     with atomic_write(out / "table.md") as half:
         half.write_text(tables + "\n", encoding="utf-8")

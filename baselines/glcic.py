@@ -39,7 +39,7 @@ import data
 import masks
 import train
 from support import runs
-from support.cli import BadInput, check_range, run
+from support.cli import BadInput, check_range, run, say
 from support.files import check_finite, lock_folder, read_tensors, reading, rebuild, write_png
 from unet import zero
 
@@ -194,6 +194,10 @@ def learn(args, checkpoint=None):
     settings = {"width": args.width, "gated": args.gated}
     run = runs.Run(args, len(images), settings, state, "C", generator, checkpoint)
     optimizers = [part for part in state.values() if isinstance(part, torch.optim.Optimizer)]
+    if checkpoint and args.steps != checkpoint["args"]["steps"]:
+        now = phase(checkpoint["step"], args.steps, args.loss)
+        say(f"step {checkpoint['step']:,} of {args.steps:,} is in phase {now}: phases and learning "
+            "rates are shares of --steps")
 
     for step in run.progress:
         now = phase(step, args.steps, args.loss)

@@ -81,6 +81,14 @@ def check_empty(args):
             raise BadInput(f"the setting {name} is empty: is a variable of the shell unset?")
 
 
+def check_apart(out, data):
+    """Refuse an --out in a folder of data: its pictures would be taken for images there."""
+    for path in map(Path, data or ()):
+        if path.is_dir() and path.resolve() in (Path(out).resolve(), *Path(out).resolve().parents):
+            raise BadInput(f"--out {out} lies in {path}, and its pictures would be taken for "
+                           "images there: name an --out elsewhere")
+
+
 def check_range(args, low, high, *names):
     """Refuse those of the named settings, numbers or lists of them, outside `low` … `high`."""
     for name in names:

@@ -4,7 +4,9 @@
     python -m support.export OUT --weights runs/mine/weights.pt --title "My faces"
 
 OUT/model.safetensors holds the tensors, OUT/config.json the settings that rebuild the network, and
-OUT/README.md the card. `--weights OUT` reads them back, bit for bit, in every command.
+OUT/README.md the card. `--weights OUT` reads them back, bit for bit, in every command; what belongs
+to the original file alone, its sharpener and its readout of faces, is `--sharpen FILE` and
+`python faces.py --weights OUT`.
 """
 import argparse
 import json
@@ -16,9 +18,10 @@ import torch
 
 from support.cli import BadInput, check_empty, run
 from support.files import atomic_write, lock_folder
-from support.foreign import local, needed, read_ours
+from support.foreign import local, needed, read_json, read_ours
 from support.runs import WEIGHTS, from_checkpoint, read_checkpoint
 
+FILES = "model.safetensors", "config.json", "README.md"
 CARD = """---
 license: other
 license_name: non-commercial-research
@@ -62,8 +65,8 @@ def export(out, weights, title):
         flag="--sharpen" if settings["unet"].get("coarse_size") else "--weights",
         step=checkpoint.get("step"), T=settings["T"], schedule=settings["schedule"],
         prediction=settings["prediction"])
-    if not (out / "model.safetensors").exists():
-        taken = [name for name in ("config.json", "README.md") if (out / name).exists()]
+    if "settings" not in read_json(out / "config.json"):
+        taken = [name for name in FILES if (out / name).exists()]
         if taken:
             raise BadInput(f"{out} has a {taken[0]} that is not of an export, which would be "
                            "overwritten: name another folder")
@@ -88,7 +91,7 @@ def main():
     args = parser.parse_args()
     check_empty(args)
     export(args.out, local(args.weights), args.title)
-    print(f"{args.out}/: model.safetensors, config.json, README.md; read back bit for bit")
+    print(f"{args.out}/: {', '.join(FILES)}; read back bit for bit")
 
 
 if __name__ == "__main__":

@@ -55,13 +55,24 @@ class Unconditional(nn.Module):
 
 # ---- diffusers' folders ------------------------------------------------------------------------
 
+def of_run(path):
+    """Of the folder of a training its weights.pt; any other path as it is."""
+    file = Path(path) / "weights.pt"
+    return file if file.is_file() else path
+
+
 def local(path):
-    """The folder of a network on the hub, downloaded once; any other path as it is."""
+    """The folder of a network on the hub, downloaded once; any other path as of `of_run`."""
+    path = of_run(path)
     name = str(path)
     here = Path(path).exists() or Path(path).parent.is_dir()     # a file, perhaps mistyped
     if here or not re.fullmatch(r"[\w-]+/[\w.-]+(?<!\.pt)", name):
         return path
-    hub = needed("huggingface_hub", "diffusers")
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        raise BadInput(f"{name}: no such file or folder; if it is the name of a network on the "
+                       "Hugging Face hub: pip install diffusers safetensors") from None
     wanted = ("*config.json", "model_index.json", f"*{NAME}.safetensors")
     try:
         folder = hub.snapshot_download(name, allow_patterns=wanted)

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from support import archives
 from support.cli import BadInput, say
 
 MASK = "_mask"                # face_mask.png, face_mask001.png are masks of face.jpg
+SHADES = 16                   # of 255: paint on a transparent ground varies by no more
 # Pictures, but of kinds that are not read.
 OTHERS = (".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".tga", ".psd", ".dng", ".cr2", ".nef")
 
@@ -88,13 +90,24 @@ def find(paths, out):
             raise BadInput(f"{path}: no image in this folder ({', '.join(data.SUFFIXES)})")
         found += [(str(name), file) for name, file in files]
     names = {name for name, _ in found}
-    beside = {name: path for name, path in found if name.rpartition(MASK)[0] in names}
+    beside = {name: path for name, path in found if whose(name) in names}
     if beside:
         say(f"{len(beside)} images, such as {beside[min(beside)]}, are taken for masks of others; "
             "--mask FOLDER uses them")
     found = [(name, path) for name, path in found if name not in beside]
     check_names([name for name, _ in found], "images")
     return dict(found)
+
+
+def whose(name):
+    """The name of the photograph that a mask called STEM_mask… is of; None of any other name."""
+    stem = Path(name).name.rpartition(MASK)[0]
+    return str(Path(name).with_name(stem)) if stem else None
+
+
+def composed(name):
+    """A name as most systems write it, ä as one character; macOS's may have two."""
+    return unicodedata.normalize("NFC", str(name))
 
 
 def check_names(names, what):
@@ -151,8 +164,9 @@ class Holes:
             return
         if Path(mask).is_dir():
             for file in walk(mask, out):
-                name = str(file.relative_to(mask).with_suffix(""))
-                self.files.setdefault(name.rpartition(MASK)[0] or name, []).append(file)
+                name = composed(file.relative_to(mask).with_suffix(""))
+                for stem in {name, whose(name) or name}:
+                    self.files.setdefault(stem, []).append(file)
             if not self.files:
                 raise BadInput(f"--mask {mask}: no image in this folder")
         elif not Path(mask).is_file():
@@ -163,13 +177,14 @@ class Holes:
         """[(name of the results, hole [1, H, W])] of a photograph of this shape (H, W). Several
         masks of one photograph give results by the masks' names."""
         if self.mask in masks.MASKS:
-            return [(name, self.finish(self.draw(shape, name if path else None)))]
+            return [(name, self.grown(self.draw(shape, name if path else None)))]
         files = [Path(self.mask)]
         if self.files:
             own = path and path.resolve()                          # is no mask of its own
 
             def named(stem):
-                return [file for file in self.files.get(stem, []) if file.resolve() != own]
+                return [file for file in self.files.get(composed(stem), [])
+                        if file.resolve() != own]
             files = named(name) or named(Path(name).name)
             self.used.update([own, *(file.resolve() for file in files)])
             if not files:
@@ -178,13 +193,13 @@ class Holes:
         if len(files) > 1:
             names = [str(Path(name).with_name(file.stem)) for file in files]
             check_names(names, "masks")
-        return [(each, self.finish(self.read(file, shape, path or name)))
+        return [(each, self.grown(self.read(file, shape, path or name)))
                 for each, file in zip(names, files)]
 
     def report_unused(self):
         """Say which masks of the folder belong to no photograph that was filled."""
-        unused = sorted(file for files in self.files.values() for file in files
-                        if file.resolve() not in self.used)
+        unused = sorted({file for files in self.files.values() for file in files
+                         if file.resolve() not in self.used})
         if unused:
             say(f"{len(unused)} mask{'s' * (len(unused) > 1)} of {self.mask} belong"
                 f"{'s' * (len(unused) == 1)} to no photograph: {unused[0]}"
@@ -199,7 +214,8 @@ class Holes:
             hashlib.sha256(os.fsencode(f"{self.seed} {name}")).digest()[:7])
         hole = masks.MASKS[self.mask](1, self.size, torch.Generator().manual_seed(seed))[0]
         hole = F.interpolate(hole[None], (bottom - top, right - left), mode="nearest-exact")[0]
-        return F.pad(hole, (left, width - right, top, height - bottom))
+        hole = F.pad(hole, (left, width - right, top, height - bottom))
+        return 1 - hole if self.invert else hole
 
     def read(self, path, shape, whose):
         """The hole of a mask file, for a photograph of this shape, called `whose` in messages."""
@@ -208,11 +224,11 @@ class Holes:
         if abs(w * height - h * width) > 0.01 * h * width:
             raise BadInput(f"{path} is {w}×{h} and {whose} is {width}×{height}: a mask must have "
                            "its photograph's shape")
-        own = masks.from_image(picture, picture.size)
-        hole = (F.adaptive_max_pool2d(own, shape) if h >= height and w >= width    # no line is lost
-                else masks.from_image(picture, (width, height)))[0]
-        brightest = picture.getextrema()[1]
-        if 0 < brightest < 128 and not own.any():
+        larger, brightest = h >= height and w >= width, picture.getextrema()[1]
+        white = masks.from_image(picture, picture.size if larger else (width, height))
+        hole = 1 - white if self.invert else white
+        hole = (F.adaptive_max_pool2d(hole, shape) if larger else hole)[0]       # no line is lost
+        if 0 < brightest < 128 and not white.any():
             raise BadInput(f"{path}: white is what is filled, from 128 of 255 on, but the "
                            f"brightest of its values is {brightest}: raise the contrast of the "
                            "mask")
@@ -222,9 +238,7 @@ class Holes:
                 "where the photograph is to be kept, add --invert")
         return hole
 
-    def finish(self, hole):
-        if self.invert:
-            hole = 1 - hole
+    def grown(self, hole):
         if self.grow and hole.any():
             from scipy import ndimage  # here, because it takes a quarter of a second to import
 
@@ -234,15 +248,15 @@ class Holes:
 
 
 def open_mask(path):
-    """A mask as an 8-bit grey picture. Paint on a transparent ground is the hole, whatever its
-    colour; a picture with a part cut out of it is refused, as it may mean either part."""
+    """A mask as an 8-bit grey picture. Paint of one colour, or nearly, on a transparent ground is
+    the hole; a picture with a part cut out of it is refused, as it may mean either part."""
     picture = data.decode(path)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         pixels = np.asarray(picture).reshape(-1, 4)
         opaque = pixels[pixels[:, 3] >= 128, :3]
         if len(opaque) < len(pixels) and len(opaque):
-            if (opaque == opaque[0]).all():
+            if np.ptp(opaque, axis=0).max() <= SHADES:
                 return picture.getchannel("A")
             if (opaque != opaque[:, :1]).any():
                 raise no_mask(path, "is a picture with transparent parts")

@@ -25,17 +25,18 @@ def check_folder(out, images, mask):
             raise BadInput(f"--out {given} is where {path} lies: results could overwrite it")
         if path.is_dir() and path.resolve() in out.parents and out.is_dir():
             for image in walk(out):
-                if not is_result(image):
+                if made_for(image) is None:
                     raise BadInput(f"--out {given} lies in {path} and holds {image}, which is "
                                    "no result: name another --out")
 
 
 def check(out, name, samples):
-    """Refuse to replace pictures that are not results."""
+    """Refuse to replace pictures that are not results, or those of another photograph."""
     for path in places(out, name, samples):
-        if path.exists() and not is_result(path):
-            raise BadInput(f"{path} is no result of inpaint.py, and would be overwritten: name "
-                           "another --out")
+        if path.exists() and made_for(path) != name:
+            what = made_for(path)
+            raise BadInput(f"{path} is {f'a result of {what}' if what else 'no result'}, and would "
+                           "be overwritten: name another --out")
 
 
 def places(out, name, samples):
@@ -44,13 +45,14 @@ def places(out, name, samples):
     return [out / f"{name}{end}.png" for end in ("", "_input", "_hole", *fills)]
 
 
-def is_result(path):
-    """Whether a file is a picture that `write` wrote, which says by which command."""
+def made_for(path):
+    """The name of the photograph of which a file is a result, as `write` put it there; else None.
+    """
     try:
         with Image.open(path) as picture:
-            return "command" in picture.info
-    except OSError:                                     # missing, or no picture
-        return False
+            return picture.info.get("result of")
+    except Exception:                                   # missing, no picture, or a huge one
+        return None
 
 
 def write(out, name, photograph, hole, fills, views, metadata):
@@ -66,10 +68,12 @@ def write(out, name, photograph, hole, fills, views, metadata):
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     for path, picture in zip(places(out, name, len(fills)), pictures):
         if picture:
-            write_png(picture, path, metadata)
-    for k in itertools.count(len(fills)):                # left by an earlier run of more --samples
+            write_png(picture, path, metadata | {"result of": name})
+        elif made_for(path) == name:                     # left by an earlier run with a hole, …
+            path.unlink()
+    for k in itertools.count(len(fills)):                # … with more --samples
         left = out / f"{name}_{k}.png"
-        if not is_result(left):
+        if made_for(left) != name:
             break
         left.unlink()
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ddpm import DDPM
 from schedules import SCHEDULES
 from support import distributed, foreign
-from support.cli import BadInput, check_empty, check_range, device, say
+from support.cli import BadInput, check_apart, check_empty, check_range, device, say
 from support.files import (
     LARGEST_SIDE,
     ROOT,
@@ -242,7 +242,8 @@ def from_checkpoint(path, checkpoint, device="cpu"):
 
 
 def read_checkpoint(path, missing="make weights with train.py, or name others with --weights"):
-    """What is in a weights.pt, a checkpoint.pt, or a folder of support.export's."""
+    """What is in a weights.pt, a checkpoint.pt, or a folder of train.py's or support.export's."""
+    path = foreign.of_run(path)
     with reading(path, OURS, f"no such file; {missing}"):
         return foreign.read_ours(path) if Path(path).is_dir() else read_tensors(path)
 
@@ -312,6 +313,7 @@ def parse(parser, argv=None):
     check_empty(args)
     if not args.data:
         raise BadInput(NO_DATA)
+    check_apart(args.out, args.data)
     device(args.device)
     args.bf16_asked = args.bf16
     resolve_bf16(args)

@@ -105,6 +105,15 @@ def test_propagation_spreads_a_right_match_to_its_neighbours():
     assert right.float().mean() > 0.9
 
 
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 2), (1, 300), (40, 5), (6, 512)])
+def test_a_picture_smaller_than_a_patch_is_filled_smoothly(height, width):
+    image, hole = torch.full((1, 3, height, width), 0.5), torch.ones(1, 1, height, width)
+    for hole[..., 0, 0] in (1, 0):
+        filled = patchmatch.inpaint(image, hole, generators(1))
+        assert filled.isfinite().all() and filled.shape == image.shape
+    assert height * width == 1 or torch.allclose(filled, image, atol=1e-4)
+
+
 def test_a_periodic_texture_is_completed_exactly():
     y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
     tile = torch.stack([((x + y) % 4 < 2), (x % 8 < 4), (y % 8 < 4)]).float()[None] * 1.6 - 0.8

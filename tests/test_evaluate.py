@@ -169,7 +169,7 @@ def cut_off(command, monkeypatch, *argv, after=5):
 def test_an_interrupted_run_goes_on_where_it_was(command, monkeypatch):
     command("--out", "whole")
     cut_off(command, monkeypatch)
-    part = next(Path("out/parts").glob("center.keep.*"))     # a batch that a kill caught midway
+    part = next(Path("out/parts").glob("0.0.*"))     # a batch that a kill caught midway
     part.rename(part.with_name(f".{part.name}.1.tmp")).write_bytes(part.name.encode())
     before = contents("out")
     assert refused(command(), "go on with --resume") and contents("out") == before
@@ -528,6 +528,42 @@ def test_a_hole_of_exactly_a_tenth_belongs_to_the_bin_that_ends_there():
     assert [(r["mask"], r["n"]) for r in told] == [
         ("0–10 %", 1), ("10–20 %", 2), ("20–30 %", 1), ("50–60 %", 1), ("60–70 %", 1),
         ("90–100 %", 1)]
+
+
+def test_masks_and_methods_of_any_name_are_kept_apart(command):
+    """Joined by a dot, (a, b.c) and (a.b, c) would be one."""
+    for name, box in (("a.png", (0, 0, 8, 8)), ("a.b.png", (8, 8, 16, 16)),
+                      ("file.png", (0, 8, 8, 16))):
+        mask_file(name, (16, 16), box)
+    shutil.copy("noise.py", "c.py")
+    shutil.copy("flat.py", "b.c.py")
+    names = "--masks", "a.png,a.b.png,file.png", "--methods", "c.py,b.c.py"
+    assert command(*names)[0] == 0
+    for one in ("a.png", "a.b.png"):
+        command("--masks", one, "--methods", "b.c.py", "--out", "alone")
+        alone = {key[0]: row["psnr_hole"] for key, row in rows("alone").items()}
+        assert alone == {i: row["psnr_hole"] for (i, mask, name), row in rows().items()
+                         if (mask, name) == (Path(one).stem, "b.c.py")}
+    assert set(np.load("out/holes.npz")) == {"a", "a.b", "file"}
+
+
+def test_a_method_may_be_written_with_dataclasses(command):
+    Path("modern.py").write_text("""
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Settings:
+    shift: float = 0.5
+
+def inpaint(image, hole, generator):
+    return image + hole * Settings().shift
+""")
+    assert command("--methods", "modern.py", "--masks", "center")[0] == 0
+
+
+def test_results_do_not_become_data(command, faces):
+    assert refused(command("--data", "faces", "--out", "faces/run"), "faces/run lies in faces")
 
 
 def test_the_settings_reach_the_method(command, monkeypatch):

@@ -27,6 +27,11 @@ def hole_at(photograph, *boxes):
     return hole
 
 
+def find(*given):
+    """Where the faces are; what else is told, the tests of `none` see."""
+    return faces.find(*given)[0]
+
+
 def moved(box, right):
     return (box[0], box[1] + right, *box[2:])
 
@@ -36,7 +41,7 @@ def test_a_face_is_found_at_any_size(scale):
     photograph = ASTRONAUT.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     box = tuple(scale * number for number in MOUTH)
     hole = hole_at(photograph, box)
-    found, *_ = faces.find(photograph, hole, SIZE)
+    found, *_ = find(photograph, hole, SIZE)
     assert faces.overlap(found, [scale * number for number in FACE]) > 0.65
     assert inpaint.plan(hole, SIZE, found=[found]) == [((found[1], found[0], *2 * found[2:]), box)]
 
@@ -45,7 +50,7 @@ def test_a_face_is_found_at_any_size(scale):
 def test_every_face_with_a_hole_has_a_window(height):
     """Also in a photograph that is lower than the holes are apart."""
     hole = hole_at(TWO[:height], MOUTH, moved(MOUTH, 512))
-    found = faces.find(TWO[:height], hole, SIZE)
+    found = find(TWO[:height], hole, SIZE)
     plan = sorted(inpaint.plan(hole, SIZE, found=found), key=lambda window: window[1][1])
     assert [cell for _, cell in plan] == [MOUTH, moved(MOUTH, 512)]
     for (top, left, side, _), right in zip((box for box, _ in plan), (0, 512)):
@@ -56,14 +61,14 @@ def test_faces_are_looked_for_around_the_largest_parts_only(monkeypatch):
     boxes = [(20 + 60 * (i // 4), 20 + 120 * (i % 4), 4 + i, 4 + i) for i in range(8)]
     seen = []
     monkeypatch.setattr(faces, "detect", lambda _, box: seen.append(box) or [])
-    assert faces.find(TWO, hole_at(TWO, *boxes), SIZE) == []
+    assert find(TWO, hole_at(TWO, *boxes), SIZE) == []
     assert len(seen) == faces.PARTS
     for box, (top, left, side, _) in zip(seen, reversed(boxes)):
         assert box[0] <= top and box[1] <= left and left + side <= box[1] + box[3]
 
 
 def test_of_two_faces_only_the_one_with_a_hole_is_found():
-    (found,) = faces.find(TWO, hole_at(TWO, moved(MOUTH, 512)), SIZE)
+    (found,) = find(TWO, hole_at(TWO, moved(MOUTH, 512)), SIZE)
     assert faces.overlap(found, (FACE[0] + 512, *FACE[1:])) > 0.65
 
 
@@ -71,7 +76,7 @@ def test_what_is_in_the_hole_plays_no_part():
     hole = hole_at(TWO, MOUTH)
     noise = torch.randint(256, TWO.shape, generator=torch.Generator().manual_seed(0)).byte()
     other = torch.where(hole[0, :, :, None] > 0, noise, TWO)
-    assert faces.find(TWO, hole, SIZE) == faces.find(other, hole, SIZE) != []
+    assert find(TWO, hole, SIZE) == find(other, hole, SIZE) != []
 
 
 @pytest.fixture
@@ -90,7 +95,7 @@ def readout(monkeypatch):
 def test_the_network_aligns_what_was_detected_and_finds_what_was_not(readout):
     for box in (MOUTH, EYES):
         hole = hole_at(TWO, box)
-        assert faces.find(TWO, hole, SIZE, readout)[0] == FACE
+        assert find(TWO, hole, SIZE, readout)[0] == FACE
     assert len(readout.b) == 2 * faces.ROUNDS
     first, *_, last = readout.b[faces.ROUNDS:]                      # near the hole, near the face
     assert abs(first.mean(dim=0)[:2] - torch.tensor([230, 150])).max() < 30
@@ -136,29 +141,55 @@ def test_a_readout_finds_how_far_windows_were_moved():
 
 def test_nothing_is_found_where_there_is_no_face_or_its_place_is_known(monkeypatch):
     coffee = torch.from_numpy(skimage.data.coffee())
-    assert faces.find(coffee, hole_at(coffee, (150, 250, 60, 60)), SIZE) == []
+    assert find(coffee, hole_at(coffee, (150, 250, 60, 60)), SIZE) == []
     square = torch.from_numpy(skimage.data.astronaut()[22:178, 148:304])
     hole = hole_at(square, (108, 57, 24, 50))
     monkeypatch.setattr(faces, "align", lambda *_: ((3, -2, 150), 0.0))           # of 156
-    assert faces.find(square, hole, SIZE, "readout") == [(0, 0, 156)]
+    assert find(square, hole, SIZE, "readout") == [(0, 0, 156)]
     monkeypatch.setattr(faces, "align", lambda *_: ((20, 10, 120), 0.0))
-    assert faces.find(square, hole, SIZE, "readout")[0] == (20, 10, 120)
+    assert find(square, hole, SIZE, "readout")[0] == (20, 10, 120)
     aligned = square.new_zeros(218, 178, 3)
     monkeypatch.setattr(faces, "detect", None)
-    assert faces.find(aligned, hole_at(aligned, (100, 60, 30, 30)), SIZE) == [(19, 39, 140)]
-    assert faces.find(TWO, hole_at(TWO), SIZE) == []
+    assert find(aligned, hole_at(aligned, (100, 60, 30, 30)), SIZE) == [(19, 39, 140)]
+    assert find(TWO, hole_at(TWO), SIZE) == []
     strip = square.new_zeros(8, 200_000, 3)                # its surroundings would be 40 gigapixels
-    assert faces.find(strip, hole_at(strip, (0, 0, 8, 200_000)), SIZE) == []
+    assert find(strip, hole_at(strip, (0, 0, 8, 200_000)), SIZE) == []
 
 
 def test_the_shipped_network_tells_a_face_that_the_detector_misses_from_what_is_none(monkeypatch):
     readout = faces.load(runs.WEIGHTS, *inpaint.load_weights())
     monkeypatch.setattr(faces, "detect", lambda *_: [])
-    (found,) = faces.find(ASTRONAUT, hole_at(ASTRONAUT, (70, 190, 70, 70)), SIZE, readout)
+    (found,) = find(ASTRONAUT, hole_at(ASTRONAUT, (70, 190, 70, 70)), SIZE, readout)
     assert faces.overlap(found, FACE) > 0.6
     for picture in (skimage.data.rocket(), skimage.data.coffee(), skimage.data.chelsea()):
         picture = torch.from_numpy(picture)
-        assert faces.find(picture, hole_at(picture, (150, 200, 60, 60)), SIZE, readout) == []
+        hole = hole_at(picture, (150, 200, 60, 60))
+        assert faces.find(picture, hole, SIZE, readout) == ([], True)
+
+
+def test_no_face_is_not_said_where_one_is_but_its_window_does_not_serve_the_hole(
+        readout, monkeypatch):
+    """A blemish, a scratch, a photograph no larger than the network's images."""
+    monkeypatch.setattr(faces, "detect", lambda *_: [FACE])
+    for boxes in ([(120, 190, 12, 12)], [(60 + i, 150 + 2 * i, 4, 4) for i in range(0, 90, 2)]):
+        assert faces.find(ASTRONAUT, hole_at(ASTRONAUT, *boxes), SIZE, readout) == ([], False)
+    small = ASTRONAUT[:SIZE, :SIZE]
+    assert faces.find(small, hole_at(small, (20, 20, 20, 20)), SIZE, readout) == ([], False)
+    monkeypatch.setattr(faces, "detect", lambda *_: [])                  # the network knows better
+    hole = hole_at(ASTRONAUT, (120, 190, 12, 12))
+    assert faces.find(ASTRONAUT, hole, SIZE, readout) == ([], False)
+
+
+def test_folders_that_differ_behind_a_dot_have_readouts_of_their_own(tmp_path):
+    for name in ("v1.0", "v1.1"):
+        (tmp_path / name).mkdir()
+    assert faces.beside(tmp_path / "v1.0").name == "v1.0.faces.pt"
+    assert faces.beside(tmp_path / "celeba64.pt").name == "celeba64.faces.pt"
+
+
+def test_without_a_readout_nobody_can_tell_that_there_is_no_face():
+    coffee = torch.from_numpy(skimage.data.coffee())
+    assert faces.find(coffee, hole_at(coffee, (150, 250, 60, 60)), SIZE) == ([], False)
 
 
 def test_a_face_found_is_preferred_to_all_of_a_square_photograph_and_one_given_to_both():

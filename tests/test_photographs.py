@@ -12,7 +12,7 @@ import data
 import faces
 import inpaint
 from helpers import photograph
-from support import runs
+from support import results, runs
 
 SIZE = 32
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -91,6 +91,13 @@ def test_depths_are_scaled_by_the_range_that_their_values_fill(tmp_path, dtype, 
     assert abs(seen / 255 - ramp).max() < 1.01 / 255
 
 
+def test_a_highlight_above_1_does_not_make_the_rest_black(tmp_path):
+    Image.fromarray(np.linspace(0, 1.04, 60 * 80, dtype=np.float32).reshape(60, 80)).save(
+        tmp_path / "a.tif")
+    seen = np.asarray(data.open_image(tmp_path / "a.tif"))
+    assert seen[30].mean() == pytest.approx(132, abs=3) and seen.max() == 255
+
+
 def test_sixteen_bits_stay_sixteen_bits(command, tmp_path):
     values = np.arange(60 * 80, dtype=np.uint16).reshape(60, 80) * 13
     Image.fromarray(values).save(tmp_path / "a.png")
@@ -131,6 +138,15 @@ def test_inverted_and_grown(command, tmp_path, box):
     away = np.hypot(np.maximum(np.maximum(20 - y, y - 39), 0),
                     np.maximum(np.maximum(30 - x, x - 49), 0))
     assert (hole_of() == (away <= 3)).all()
+
+
+def test_paint_of_nearly_one_colour_is_the_hole(command, tmp_path):
+    layer = np.zeros((60, 80, 4), np.uint8)
+    layer[20:40, 30:50] = 0, 0, 0, 255
+    layer[25:30, 30:50] = 1, 1, 1, 255
+    Image.fromarray(layer).save(tmp_path / "layer.png")
+    command(photograph(tmp_path / "a.png"), "--mask", tmp_path / "layer.png")
+    assert hole_of().sum() == 20 * 20
 
 
 @pytest.mark.parametrize("paint", ["black", "red", "white"])
@@ -285,7 +301,7 @@ def test_the_network_is_shown_the_face_that_is_found(command, tmp_path):
     mask_file(tmp_path / "m" / "mask.png", 1024, 512, (717, 130, 767, 154))        # the right mouth
     given = tmp_path / "a.png", "--mask", tmp_path / "m" / "mask.png"
     hole = torch.from_numpy(np.asarray(opened(given[2]))[None] > 0).float()
-    (found,) = faces.find(torch.from_numpy(two), hole, SIZE)
+    (found,), _ = faces.find(torch.from_numpy(two), hole, SIZE)
     assert 640 < found[0] < 680 and 120 < found[2] < 160
     for flags, square in (((), found), (["--no-find-faces"], (667, 67, 150))):
         command(*given, *flags)
@@ -320,6 +336,39 @@ def test_results_replace_results_and_leave_none_behind(command, tmp_path):
     assert status == 2 and "a_1.png is no result" in said
 
 
+def test_results_of_another_photograph_are_not_replaced(command, tmp_path):
+    """As browsers call a second download photo_1.jpg."""
+    one, other = photograph(tmp_path / "a.png"), photograph(tmp_path / "a_1.png")
+    assert command(other, "--mask", "center")[0] == 0
+    assert command(one, "--mask", "center")[0] == 0
+    assert (tmp_path / "out" / "a_1.png").exists()
+    status, _, said = command(one, "--mask", "center", "--samples", 2)
+    assert status == 2 and "a_1.png is a result of a_1, and would be overwritten" in said
+
+
+def test_a_sheet_of_a_hole_that_is_no_more_goes(command, tmp_path):
+    path = photograph(tmp_path / "a.png")
+    mask = tmp_path / "m" / "mask.png"
+    for inside in (255, 0):
+        command(path, "--mask", mask_file(mask, inside=inside))
+        assert (tmp_path / "out" / "a.png").exists() == (inside > 0)
+
+
+def test_a_huge_picture_under_a_results_name_is_no_result(command, tmp_path, monkeypatch):
+    path = photograph(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80 * 60 // 2 - 1)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+    assert results.made_for(path) is None
+
+
+def test_a_face_that_serves_no_hole_takes_no_window_away():
+    hole = torch.zeros(1, 512, 512)
+    hole[:, 20:120, 20:120] = 1
+    whole = inpaint.plan(hole, SIZE)
+    assert whole[0][0] == (0, 0, 512, 512) and inpaint.plan(hole, SIZE, (330, 330, 100)) == whole
+
+
 def test_masks_whose_results_would_overwrite_each_other(command, tmp_path):
     photograph(tmp_path / "a.png")
     for names in (("a.png", "a_mask.bmp", "a_mask.png"), ("a_mask.png", "a_mask_0.png")):
@@ -335,6 +384,41 @@ def test_a_thin_line_in_a_large_mask_is_not_lost(command, tmp_path):
     assert command(path, "--mask", tmp_path / "m" / "mask.png")[0] == 0
     hole = hole_of()
     assert hole[:, 20].all() and hole.sum() == 60
+
+
+def test_nor_is_one_that_is_black_in_an_inverted_mask(command, tmp_path):
+    path = photograph(tmp_path / "a.png")
+    mask = mask_file(tmp_path / "m" / "mask.png", 800, 600, (201, 0, 202, 600), 0, 255)
+    assert command(path, "--mask", mask, "--invert")[0] == 0
+    hole = hole_of()
+    assert hole[:, 20].all() and hole.sum() == 60
+
+
+@pytest.mark.parametrize("photo, mask", [
+    ("gas_mask.png", "gas_mask.png"), ("my_masked_set/a.png", "my_masked_set/a.png"),
+    ("Zoe\u0301.png", "Zo\u00e9.png")])
+def test_names_that_hold_the_word_mask_or_an_accent_written_as_two_find_theirs(command, tmp_path,
+                                                                              photo, mask):
+    (tmp_path / "p" / photo).parent.mkdir(parents=True)
+    photograph(tmp_path / "p" / photo)
+    (tmp_path / "m" / mask).parent.mkdir(parents=True)
+    mask_file(tmp_path / "m" / mask)
+    status, printed, said = command(tmp_path / "p", "--mask", tmp_path / "m")
+    assert status == 0 and "1 image " in printed and "no photograph" not in said
+
+
+def test_a_folder_called_after_a_photographs_masks_is_filled(command, tmp_path):
+    for name in ("p/people.png", "p/people_mask_party/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(tmp_path / name)
+    assert "2 images" in command(tmp_path / "p", "--mask", "center")[1]
+
+
+def test_a_folder_that_is_its_own_out_is_refused_for_what_it_is(command, tmp_path):
+    (tmp_path / "p").mkdir()
+    photograph(tmp_path / "p" / "a.png")
+    status, _, said = command(tmp_path / "p", "--mask", "center", "--out", tmp_path / "p")
+    assert status == 2 and "results could overwrite it" in said
 
 
 def test_a_photograph_is_no_mask(command, tmp_path):

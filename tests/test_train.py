@@ -139,6 +139,16 @@ def test_the_held_out_loss_is_a_mean_over_images_and_does_not_depend_on_the_batc
     assert train.held_out_loss(args, ddpm, net, images) == 1
 
 
+def test_results_do_not_become_data_and_a_runs_folder_is_its_weights(tmp_path):
+    with pytest.raises(BadInput, match="and its pictures would be taken for images there"):
+        start(tmp_path / "run", "--data", str(tmp_path))
+    start(tmp_path / "run")
+    _, net, _ = inpaint.load_weights(tmp_path / "run")
+    for name, tensor in inpaint.load_weights(tmp_path / "run" / "weights.pt")[1].named_parameters():
+        assert torch.equal(net.get_parameter(name), tensor)
+    start(tmp_path / "other", "--init", str(tmp_path / "run"))
+
+
 def test_what_a_run_is_made_of(tmp_path, monkeypatch):
     """The training split alone, the two learning rates as they rise, an average that begins fast,
     samples by that average."""

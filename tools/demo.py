@@ -247,8 +247,8 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
     found, note = (), ""
     if path and size and methods.knows_hole(model.eps_model):          # as inpaint.py, by default
         yield ("looking for faces …", 0, 1, []), [], ""
-        found = faces.find(photograph.rgb, hole, size, model.readout)
-        note = f"; {faces.NONE}" if model.readout and not found else ""
+        found, none = faces.find(photograph.rgb, hole, size, model.readout)
+        note = f"; {faces.NONE}" if none else ""
     planned = inpaint.plan(hole, size, found=found)
     shown, sharpening = size, 0
     if model.sharpener and methods.has_network(name):

@@ -546,7 +546,7 @@ def a_face_in_a_photograph(course, fig):
     hole[:, 60:150, 205:225] = 1
     method = methods.find(methods.default(course.net), course.ddpm, course.net,
                           min(20, course.ddpm.T), sharpener=course.sharpener)
-    found = faces.find(photograph, hole, course.size, course.readout)
+    found, _ = faces.find(photograph, hole, course.size, course.readout)
     panels = {"to fill": torch.where(hole[0, :, :, None] > 0, 128, photograph).byte()}
     for title, known in (("window: 3 × the hole", ()), ("window: the face found", found)):
         planned = windows.plan(hole, course.size, known)
