@@ -91,6 +91,20 @@ def test_five_iterations_come_within_5_percent_of_trying_all_pairs():
         assert nearest * 0.999 <= found <= 1.05 * nearest and found < 0.8 * begun[b] * rows.shape[2]
 
 
+def test_a_pixel_half_known_is_not_copied_from(monkeypatch):
+    holes = []
+
+    class Spy(patchmatch.Matcher):
+        def __init__(self, image, hole, *rest):
+            holes.append(hole)
+            super().__init__(image, hole, *rest)
+    monkeypatch.setattr(patchmatch, "Matcher", Spy)
+    hole = torch.zeros(1, 1, 32, 32)
+    hole[..., 11, 13] = 1
+    patchmatch.inpaint(torch.rand(1, 3, 32, 32), hole, generators(1))
+    assert [each.sum() for each in holes] == [1, 1] and holes[0][..., 5, 6] == 1
+
+
 def test_propagation_spreads_a_right_match_to_its_neighbours():
     """Noise, copied 30 columns to the right: one patch of the copy knows from where."""
     noise = torch.rand(1, 3, 24, 30, generator=torch.Generator().manual_seed(0))

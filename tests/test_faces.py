@@ -167,17 +167,21 @@ def test_the_shipped_network_tells_a_face_that_the_detector_misses_from_what_is_
         assert faces.find(picture, hole, SIZE, readout) == ([], True)
 
 
-def test_no_face_is_not_said_where_one_is_but_its_window_does_not_serve_the_hole(
-        readout, monkeypatch):
-    """A blemish, a scratch, a photograph no larger than the network's images."""
-    monkeypatch.setattr(faces, "detect", lambda *_: [FACE])
-    for boxes in ([(120, 190, 12, 12)], [(60 + i, 150 + 2 * i, 4, 4) for i in range(0, 90, 2)]):
-        assert faces.find(ASTRONAUT, hole_at(ASTRONAUT, *boxes), SIZE, readout) == ([], False)
+def test_no_face_is_not_said_where_one_is_but_its_window_does_not_serve_the_hole(monkeypatch):
+    """Of a blemish and a scratch, by the detector or the network; nor where nobody looked."""
+    blemish = hole_at(ASTRONAUT, (120, 190, 12, 12))
+    scratch = hole_at(ASTRONAUT, *((60 + i, 150 + 2 * i, 4, 4) for i in range(0, 90, 2)))
+
+    def find(hole, detected, deviation, photograph=ASTRONAUT):
+        monkeypatch.setattr(faces, "detect", lambda *_: detected)
+        monkeypatch.setattr(faces, "align", lambda *_: (FACE, deviation))
+        return faces.find(photograph, hole, SIZE, "readout")
+    assert find(blemish, [], 1.0) == ([], True)
+    assert find(blemish, [FACE], 1.0) == ([], False)
+    assert find(blemish, [], 0.0) == ([], False)
+    assert find(scratch, [], 1.0) == ([], False)
     small = ASTRONAUT[:SIZE, :SIZE]
-    assert faces.find(small, hole_at(small, (20, 20, 20, 20)), SIZE, readout) == ([], False)
-    monkeypatch.setattr(faces, "detect", lambda *_: [])                  # the network knows better
-    hole = hole_at(ASTRONAUT, (120, 190, 12, 12))
-    assert faces.find(ASTRONAUT, hole, SIZE, readout) == ([], False)
+    assert find(hole_at(small, (20, 20, 20, 20)), [], 1.0, small) == ([], False)
 
 
 def test_folders_that_differ_behind_a_dot_have_readouts_of_their_own(tmp_path):

@@ -489,6 +489,10 @@ def test_our_weights_come_back_from_safetensors_bit_for_bit(tmp_path):
     (tmp_path / "mine" / "README.md").write_text("precious")
     with pytest.raises(BadInput, match="has a README.md that is not of an export"):
         export.export(tmp_path / "mine", weights, "Faces")
+    for name, text in (("config.json", "{}"), ("model.safetensors", "precious, too")):
+        (tmp_path / "mine" / name).write_text(text)
+    with pytest.raises(BadInput, match="has a model.safetensors that is not of an export"):
+        export.export(tmp_path / "mine", weights, "Faces")
     assert (tmp_path / "mine" / "README.md").read_text() == "precious"
 
 

@@ -125,6 +125,15 @@ def test_hybrid_holds_a_whole_box(size, seed):
     assert (windows.amax(dim=(1, 2, 3)) > 1 - 1e-6).all()
 
 
+def test_a_stroke_that_turns_by_72_degrees_at_every_joint_draws_a_pentagon():
+    """Of side 0.08 and thickness 0.08: 0.13 across between the middles of its line."""
+    u = torch.zeros(1, 1 + masks.STROKES * masks.STROKE_NUMBERS)
+    u[:, 3:5], u[:, 5:5 + masks.JOINTS] = 0.5, 1
+    y, x = masks._strokes(u, 200)[0, 0].nonzero().T / 200
+    for v in (y, x):
+        assert 0.19 < v.max() - v.min() < 0.23
+
+
 def test_mixture_is_a_fifth_all_hole_and_the_rest_in_equal_shares():
     """Of 2000: 400 ± 4 · 18 full, and 320 ± 4 · 16.4 of center, which no other family draws."""
     hole = torch.cat([mixture(500, 32, seeded(i)) for i in range(4)])
