@@ -33,8 +33,8 @@ def check_folder(out, images, mask):
 def check(out, name, samples):
     """Refuse to replace pictures that are not results, or those of another photograph."""
     for path in places(out, name, samples):
-        if path.exists() and made_for(path) != name:
-            what = made_for(path)
+        what = made_for(path)
+        if path.exists() and what != printable(name):
             raise BadInput(f"{path} is {f'a result of {what}' if what else 'no result'}, and would "
                            "be overwritten: name another --out")
 
@@ -46,13 +46,18 @@ def places(out, name, samples):
 
 
 def made_for(path):
-    """The name of the photograph of which a file is a result, as `write` put it there; else None.
-    """
+    """The `printable` name of the photograph of which a file is a result, as `write` put it there;
+    else None."""
     try:
         with Image.open(path) as picture:
             return picture.info.get("result of")
     except Exception:                                   # missing, no picture, or a huge one
         return None
+
+
+def printable(name):
+    """A name as a picture can hold it, also if its bytes are no text."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def write(out, name, photograph, hole, fills, views, metadata):
@@ -68,12 +73,12 @@ def write(out, name, photograph, hole, fills, views, metadata):
     (out / name).parent.mkdir(parents=True, exist_ok=True)
     for path, picture in zip(places(out, name, len(fills)), pictures):
         if picture:
-            write_png(picture, path, metadata | {"result of": name})
-        elif made_for(path) == name:                     # left by an earlier run with a hole, …
+            write_png(picture, path, metadata | {"result of": printable(name)})
+        elif made_for(path) == printable(name):          # left by an earlier run with a hole, …
             path.unlink()
     for k in itertools.count(len(fills)):                # … with more --samples
         left = out / f"{name}_{k}.png"
-        if made_for(left) != name:
+        if made_for(left) != printable(name):
             break
         left.unlink()
 

@@ -25,7 +25,7 @@ SMALL = {"train.py": "--steps 2 --limit 3 --size 16 --widths 8 --patch 1 --batch
          "evaluate.py": "--limit 3 --steps 2 --samples 2 --masks center --batch 2",
          "tools.demo": ""}
 KINDS = ("kills", "faults", "strangers", "unet", "windows", "baselines", "photographs",
-         "demo")                                                       # with tests of docs/faults.md
+         "demo")                                                      # with tests of docs/faults.md
 README, FAULTS = ((ROOT / name).read_text() for name in ("README.md", "docs/faults.md"))
 COMMANDS = re.findall(r"^ {4}(?:\./run )?python (?:-m )?(([\w.]+)[^#\n]*)", README, re.MULTILINE)
 BLOCKS = [re.sub("^ {4}", "", block, flags=re.MULTILINE)
