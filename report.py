@@ -98,7 +98,8 @@ def text(args, images, found, results, versions):
     if args.sharpen:
         lines[0] += f" The network's fills are sharpened by {Path(args.sharpen).name}."
     if real:
-        what = "training images" if args.reference == "train" else "scored images themselves"
+        what = ("training images" if args.reference == "train" else
+                "scored images themselves, KD without the pairs of a fill and its own image")
         lines[0] += (f" Distances of the first samples are to the {real['n_real']} {what}; the row "
                      "real is theirs to other real images, which share no pixels with them, so "
                      "that FD of fills may be lower. CRPS(…) is the mean over a "

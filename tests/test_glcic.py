@@ -385,6 +385,13 @@ def test_bad_input_is_named_in_one_line_with_status_2(tmp_path, monkeypatch, cap
     assert message in line and line.startswith("glcic.py: ")
 
 
+def test_a_run_that_is_made_longer_says_in_which_phase_it_goes_on(tmp_path, capsys):
+    start(tmp_path)
+    assert "phase" not in capsys.readouterr().err
+    start(tmp_path, "--resume", "--steps", "100")
+    assert "step 11 of 100 is in phase 1: phases and learning rates" in capsys.readouterr().err
+
+
 def test_a_run_goes_on_as_it_began(tmp_path):
     start(tmp_path)
     with pytest.raises(BadInput, match="--resume"):
