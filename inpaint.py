@@ -288,7 +288,7 @@ class Filler:
         results.check(out, name, self.samples)
         found = self.find_faces(name, photograph, hole) if self.looks else ()
         planned, done = plan(hole, self.size, args.face, found), bar.n
-        if args.face and planned == plan(hole, self.size):
+        if args.face and not windows.serves(hole, self.size, args.face):
             say(f"{name}: no part of the hole suits --face, which is not used")
         work = self.calls * max(1, len(planned))
         bar.total = max(bar.total + work - self.calls, done + work)    # more holes than one

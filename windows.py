@@ -46,6 +46,12 @@ def plan(hole, size, faces=()):
     return planned + [window for part in parts for window in cover(found, part, size)]
 
 
+def serves(hole, size, face):
+    """Whether a face's square is one for any part of the hole [1, H, W]."""
+    found = hole[0].numpy() > 0
+    return any(suits(found, part, size, face) for part in apart(found, size // 2))
+
+
 def suits(found, part, size, face):
     """Whether a part of the hole is seen well in a face's window: it may stick out a little, and
     must be neither much smaller nor too thin."""

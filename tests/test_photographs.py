@@ -362,6 +362,15 @@ def test_a_huge_picture_under_a_results_name_is_no_result(command, tmp_path, mon
     assert results.made_for(path) is None
 
 
+@pytest.mark.parametrize("face, served", [((120, 120, 60), False), ((0, 0, 200), True)])
+def test_a_face_that_serves_no_hole_is_said_but_not_one_that_is_all_of_a_square(command, tmp_path,
+                                                                               face, served):
+    path = photograph(tmp_path / "a.png", 200, 200)
+    mask = mask_file(tmp_path / "m" / "mask.png", 200, 200, (10, 10, 90, 90))
+    status, _, said = command(path, "--mask", mask, "--face", *face)
+    assert status == 0 and ("suits --face, which is not used" not in said) == served
+
+
 def test_a_face_that_serves_no_hole_takes_no_window_away():
     hole = torch.zeros(1, 512, 512)
     hole[:, 20:120, 20:120] = 1
