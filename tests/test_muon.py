@@ -95,6 +95,11 @@ def test_a_step_is_as_long_as_adamws():
         assert 0.14 < weight.square().mean().sqrt() < 0.25
 
 
+def test_the_defaults_are_those_that_the_pilots_chose():
+    defaults = muon.Muon([torch.nn.Parameter(torch.zeros(2, 2))]).defaults
+    assert defaults == {"lr": 0.005, "momentum": 0.95, "weight_decay": 0.1}
+
+
 def test_every_parameter_has_one_optimizer():
     net = UNet()
     matrices, others = muon.split(net)

@@ -149,6 +149,21 @@ def test_results_do_not_become_data_and_a_runs_folder_is_its_weights(tmp_path):
     start(tmp_path / "other", "--init", str(tmp_path / "run"))
 
 
+def test_a_steep_gradient_is_cut_to_a_norm_of_one_and_a_gentle_one_is_not():
+    torch.manual_seed(0)
+    net, x0 = UNet(16, 1, (8, 16), 1), data.to_float(data.synthetic(4, 16))
+    torch.nn.init.normal_(net.head[2].weight)
+    for steepness, cut in ((1e3, True), (1e-6, False)):
+        class Steep(DDPM):
+            def loss(self, *given):
+                return steepness * super().loss(*given)
+        net.zero_grad()
+        train.algorithm_1(Steep(cosine_betas(50), "v"), net, [], x0, masks.center(4, 16),
+                          torch.Generator().manual_seed(0))
+        norm = torch.stack([p.grad.square().sum() for p in net.parameters()]).sum().sqrt()
+        assert (abs(norm - 1) < 1e-3) == cut and norm > 0
+
+
 def test_what_a_run_is_made_of(tmp_path, monkeypatch):
     """The training split alone, the two learning rates as they rise, an average that begins fast,
     samples by that average."""
