@@ -177,7 +177,7 @@ def score_parts(args, images, holes, chosen, training, lpips, rulers, truth):
             for first in range(0, len(images), args.batch)]
     work = work[distributed.RANK::distributed.WORLD_SIZE]
     left = [task for task in work if not part(args, *task).exists()]
-    made_by = provenance(args.weights, args.seed, args.sharpen)
+    made_by = provenance(args.weights, args.seed, args.sharpen) if args.save else None
     for mask, name, first in tqdm(left, "scoring", len(work), initial=len(work) - len(left),
                                   unit=" batches", disable=distributed.RANK > 0):
         batch, hole = (x[first:first + args.batch] for x in (images, holes[mask]))

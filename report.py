@@ -23,6 +23,11 @@ def scored(values):
     return [*scores.SCORES, *(key for key in values if key.startswith("crps_"))]
 
 
+def of_images(values):
+    """The names of all that is known of single images: scores, and what spread/skill is made of."""
+    return [*scored(values), "variance", "error"]
+
+
 def means(values):
     """Of some images' scores: every mean with its interval, spread/skill, calls and seconds."""
     samples = values["samples"][0] if len(set(values["samples"])) == 1 else math.nan
@@ -40,14 +45,14 @@ def by_area(args, found):
     for name in args.methods:
         several = [found[mask, name] for mask in args.masks]
         values = {key: np.concatenate([v[key] for v in several]) for key in several[0]}
-        of_images = {*scored(values), "variance", "error"}
+        known = of_images(values)
         tenth = (np.ceil((values["area"] * 10).round(5)) - 1).clip(0).astype(int)
         image = np.tile(np.arange(len(tenth) // len(several)), len(several))
         for i in np.unique(tenth):
             _, image_of, holes = np.unique(image[tenth == i], return_inverse=True,
                                            return_counts=True)
             chosen = {key: np.bincount(image_of, value[tenth == i]) / holes
-                      if key in of_images else value for key, value in values.items()}
+                      if key in known else value for key, value in values.items()}
             results.append({"mask": f"{10 * i}–{10 * (i + 1)} %", "method": name,
                             "n": len(holes), **means(chosen)})
     return sorted(results, key=lambda result: int(result["mask"].split("–")[0]))
@@ -123,7 +128,7 @@ def write(args, images, holes, found, results, tables, versions):
     with (atomic_write(out / "scores.csv") as half,
           open(half, "w", newline="", encoding="utf-8") as file):
         writer = csv.writer(file)
-        keys = [*scored(next(iter(found.values()))), "variance", "error", "area"]
+        keys = [*of_images(next(iter(found.values()))), "area"]
         writer.writerow(["image", "mask", "method", *keys])
         for (mask, name), values in found.items():
             rows = zip(*(values[key] for key in keys), strict=True)

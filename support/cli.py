@@ -83,8 +83,9 @@ def check_empty(args):
 
 def check_apart(out, data):
     """Refuse an --out in a folder of data: its pictures would be taken for images there."""
-    for path in map(Path, data or ()):
-        if path.is_dir() and path.resolve() in (Path(out).resolve(), *Path(out).resolve().parents):
+    place = Path(out).resolve()
+    for path in map(Path, data):
+        if path.is_dir() and path.resolve() in (place, *place.parents):
             raise BadInput(f"--out {out} lies in {path}, and its pictures would be taken for "
                            "images there: name an --out elsewhere")
 

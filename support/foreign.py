@@ -246,12 +246,11 @@ def check_guided(path, tensors):
 
 # ---- files -------------------------------------------------------------------------------------
 
-def needed(module, package=None):
+def needed(module):
     try:
         return __import__(module)
     except ImportError:
-        raise BadInput(f"these weights need {package or module}: pip install diffusers "
-                       "safetensors") from None
+        raise BadInput(f"these weights need {module}: pip install diffusers safetensors") from None
 
 
 def read_safe(path):

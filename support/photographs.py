@@ -90,7 +90,7 @@ def find(paths, out):
             raise BadInput(f"{path}: no image in this folder ({', '.join(data.SUFFIXES)})")
         found += [(str(name), file) for name, file in files]
     names = {name for name, _ in found}
-    beside = {name: path for name, path in found if whose(name) in names}
+    beside = {name: path for name, path in found if photograph_of(name) in names}
     if beside:
         say(f"{len(beside)} images, such as {beside[min(beside)]}, are taken for masks of others; "
             "--mask FOLDER uses them")
@@ -99,7 +99,7 @@ def find(paths, out):
     return dict(found)
 
 
-def whose(name):
+def photograph_of(name):
     """The name of the photograph that a mask called STEM_mask… is of; None of any other name."""
     stem = Path(name).name.rpartition(MASK)[0]
     return str(Path(name).with_name(stem)) if stem else None
@@ -165,7 +165,7 @@ class Holes:
         if Path(mask).is_dir():
             for file in walk(mask, out):
                 name = composed(file.relative_to(mask).with_suffix(""))
-                for stem in {name, whose(name) or name}:
+                for stem in {name, photograph_of(name) or name}:
                     self.files.setdefault(stem, []).append(file)
             if not self.files:
                 raise BadInput(f"--mask {mask}: no image in this folder")

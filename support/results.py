@@ -32,9 +32,10 @@ def check_folder(out, images, mask):
 
 def check(out, name, samples):
     """Refuse to replace pictures that are not results, or those of another photograph."""
+    mine = printable(name)
     for path in places(out, name, samples):
         what = made_for(path)
-        if path.exists() and what != printable(name):
+        if path.exists() and what != mine:
             raise BadInput(f"{path} is {f'a result of {what}' if what else 'no result'}, and would "
                            "be overwritten: name another --out")
 
@@ -71,14 +72,15 @@ def write(out, name, photograph, hole, fills, views, metadata):
                 Image.fromarray((255 * hole[0]).byte().numpy()),
                 *(photograph.filled(hole, fill) for fill in fills)]
     (out / name).parent.mkdir(parents=True, exist_ok=True)
+    mine = printable(name)
     for path, picture in zip(places(out, name, len(fills)), pictures):
         if picture:
-            write_png(picture, path, metadata | {"result of": printable(name)})
-        elif made_for(path) == printable(name):          # left by an earlier run with a hole, …
+            write_png(picture, path, metadata | {"result of": mine})
+        elif made_for(path) == mine:                     # left by an earlier run with a hole, …
             path.unlink()
     for k in itertools.count(len(fills)):                # … with more --samples
         left = out / f"{name}_{k}.png"
-        if made_for(left) != printable(name):
+        if made_for(left) != mine:
             break
         left.unlink()
 
