@@ -103,11 +103,11 @@ def text(args, images, found, results, versions):
     if args.sharpen:
         lines[0] += f" The network's fills are sharpened by {Path(args.sharpen).name}."
     if real:
-        what = ("training images" if args.reference == "train" else
-                "scored images themselves, KD without the pairs of a fill and its own image")
+        what, apart = ("training images", "") if args.reference == "train" else (
+            "scored images themselves, KD without the pairs of a fill and its own image",
+            ", which share no pixels with them, so that FD of fills may be lower")
         lines[0] += (f" Distances of the first samples are to the {real['n_real']} {what}; the row "
-                     "real is theirs to other real images, which share no pixels with them, so "
-                     "that FD of fills may be lower. CRPS(…) is the mean over a "
+                     f"real is theirs to other real images{apart}. CRPS(…) is the mean over a "
                      "network's features.")
         rulers = [key.removeprefix("fd_") for key in real if key.startswith("fd_")]
     lines += ["", table(results, rulers)]
