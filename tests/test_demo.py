@@ -853,7 +853,10 @@ def test_the_fill_that_is_clicked_lies_beside_the_original_large_and_in_view(vis
         "document.querySelector('#compared img')?.getBoundingClientRect().top < innerHeight - 300")
     assert page.is_disabled("#stop")
     assert page.eval_on_selector("#chain progress", "bar => bar.value == bar.max")
-    assert page.locator("#compared img").first.bounding_box()["height"] > 400
+    whole = page.locator("#compared img").first.bounding_box()
+    line = page.locator("#compared .inner").bounding_box()["x"]      # left of the hole
+    left = whole["x"] + (whole["width"] - whole["height"]) / 2       # of the square photograph
+    assert line - left == pytest.approx(whole["height"] / 4, abs=2) and whole["height"] > 400
     assert page.locator("#fills .caption-label").all_inner_texts()[:2] == ["fill 0", "fill 1"]
     for clicked, end in ((1, "1"), (2, "spread"), (0, "0")):
         page.locator("#fills button img").nth(clicked).click()
@@ -912,15 +915,20 @@ def test_a_photograph_of_ones_own_and_a_bad_one(visit, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6                                                 # to be turned right by 90°
     path = photograph(tmp_path / "a photo.png", 300, 120, exif=exif)
+    stroke(page)
+    page.click("#fill")
+    page.wait_for_selector("#compared img")
     page.set_input_files(upload, path)
-    shown(page, 2)
+    shown(page, 3)                                                   # its photograph, then no hole
+    page.wait_for_selector("#compared", state="hidden")              # fills of the astronaut
+    assert page.locator("#chain").count() == 0
     page.click("text=center")
-    shown(page, 3)
+    shown(page, 4)
     large = io.BytesIO()
     Image.new("1", (8192, 8192)).save(large, "PNG")                  # 8 kB
     for name, content, message in (("a.png", b"a text", "a.png: not a readable image"),
                                    ("e.png", eps(tmp_path / "e").read_bytes(), "e.png: not"),
-                                   ("c.png", large.getvalue(), "exceeds limit"),
+                                   ("c.png", large.getvalue(), "c.png: more than 17 megapixels"),
                                    ("b.png", bytes(demo.BYTES + 1), "exceed"),
                                    ("<b>.png", b"", "not a readable image")):
         (tmp_path / name).write_bytes(content)

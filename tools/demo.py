@@ -278,6 +278,12 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
     yield (status, watch.total, watch.total, film), pictures, command
 
 
+def left_of(file):
+    """Where the hole in a file begins, in hundredths of its width."""
+    columns = np.asarray(Image.open(file)).any(axis=0)
+    return 100 * int(columns.argmax()) / len(columns)
+
+
 def write(folder, stem, photograph, hole, fills, made):
     """The photograph, its fills, their spread, bright in the hole of the dimmed photograph, and the
     hole, as PNGs that say how they were made: [(file, caption)], in this order."""
@@ -426,6 +432,9 @@ def page(gr, model, front):
             return path, gr.HTML(draw(family, photograph.size) if family else "",
                                  photograph=canvas(photograph))
 
+    def open_another(path):
+        return *show(path), "", gr.update(visible=False)             # not the last one's fills
+
     def suit(name):
         with mistakes(gr):
             method = method_called(name, model, 1)
@@ -441,8 +450,9 @@ def page(gr, model, front):
                 if not pictures and front.behind(session):
                     continue
                 if pictures:
+                    compared = gr.update(value=files[:2], slider_position=left_of(files[-1]))
                     yield (chain(*state), gr.update(interactive=False), gr.update(visible=True),
-                           files[:2], pictures[1:-1], files[1:], command, files)
+                           compared, pictures[1:-1], files[1:], command, files)
                 else:
                     hide = gr.skip() if state[1] else gr.update(visible=False)
                     yield chain(*state), gr.update(interactive=True), hide, *[gr.skip()] * 5
@@ -459,7 +469,8 @@ def page(gr, model, front):
         gr.Markdown("# Paint a hole\nNoise goes into it, and a network removes the noise step by "
                     "step; the pixels around it stay what they are.")
         ask, answer = asking(gr, model), answering(gr)
-        ask.upload.upload(show, ask.upload, [path, ask.editor], show_progress="hidden")
+        ask.upload.upload(open_another, ask.upload, [path, ask.editor, ask.live, answer.outcome],
+                          show_progress="hidden")
         for family, button in ask.drawn.items():
             button.click(functools.partial(show, family=family), path, [path, ask.editor],
                          show_progress="hidden")
