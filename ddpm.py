@@ -26,6 +26,9 @@ class DDPM:
     v = √ᾱ ε - √(1-ᾱ) x_0 (Salimans and Ho 2022); or "x0", the image itself. `clip` keeps estimates
     of x_0 in [-1, 1], where images live; without it, an ε-network's small errors at high noise
     become huge in x_0.
+
+    `angles` [T] say how far a level is on the way from image to noise: arccos(√ᾱ_t cos θ_0) - θ_0,
+    θ_0 = 0.0125. The cosine schedule's are equal steps.
     """
 
     def __init__(self, betas, prediction="eps", clip=False):
@@ -35,6 +38,8 @@ class DDPM:
         alphas_bar = torch.cumprod(1 - self.betas, dim=0)
         self.table = torch.cat([alphas_bar, alphas_bar.new_ones(1)])    # ᾱ_{-1} = 1 stands last
         self.alphas_bar, self.T = self.table[:-1], len(betas)
+        start = math.pi / 2 * 0.008 / 1.008                             # θ_0
+        self.angles = (self.alphas_bar.cpu().sqrt() * math.cos(start)).arccos() - start
         self.prediction, self.clip = prediction, clip
 
     def beta(self, t, x):
@@ -108,6 +113,13 @@ class DDPM:
 
     # ---- Algorithm 1 -------------------------------------------------------------------------
 
+    def draw_t(self, n, generator=None):
+        """Levels to train at, [n] int64, as dense as those of `timesteps`: even in `angles`. For
+        the cosine schedule that is Algorithm 1's t ~ Uniform; of the rescaled schedule's levels, a
+        third is nearly all noise, and would get a third of the training."""
+        uniform = torch.rand(n, generator=generator, dtype=torch.float64)
+        return torch.searchsorted(self.angles, self.angles[-1] * uniform)
+
     def target(self, x0, noise, t):
         """What the network's output should be at x_t = q_sample(x0, t, noise); see `predict`."""
         if self.prediction == "eps":
@@ -180,17 +192,16 @@ class DDPM:
     def timesteps(self, steps):
         """`steps` levels from T-1 down, and -1 after them: where the network looks.
 
-        The levels are equal steps of the angle arccos(√ᾱ_t cos θ_0), rounded to levels that exist.
-        For the cosine schedule, whose θ_0 = 0.0125, these are equal steps of t; others that end in
-        noise get nearly the same levels of noise. So only the first call is spent where nearly all
-        is noise. Raises ValueError unless 1 ≤ steps ≤ T.
+        The levels are equal steps of `angles`, rounded to levels that exist. For the cosine
+        schedule, these are equal steps of t; others that end in noise get nearly the same levels of
+        noise. So only the first call is spent where nearly all is noise. Raises ValueError unless
+        1 ≤ steps ≤ T.
         """
         if not 1 <= steps <= self.T:
             raise ValueError(f"steps is 1 … {self.T}, the length of the chain, not {steps}")
-        start, times = math.pi / 2 * 0.008 / 1.008, [self.T - 1]
-        angles = (self.alphas_bar.cpu().sqrt() * math.cos(start)).arccos() - start
+        times = [self.T - 1]
         for left in range(steps - 1, 0, -1):
-            nearest = int((angles - angles[-1] * left / steps).abs().argmin())
+            nearest = int((self.angles - self.angles[-1] * left / steps).abs().argmin())
             times.append(max(left - 1, min(nearest, times[-1] - 1)))
         return [*times, -1]
 

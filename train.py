@@ -83,7 +83,7 @@ def algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator=None, bf16=Fals
     given coarse [B, 3, H, W]. A `replay`, of support/graphs.py, makes line 5 one CUDA graph.
     """
     batch, device = len(x0) * distributed.WORLD_SIZE, x0.device
-    t = torch.randint(ddpm.T, (batch,), generator=generator)              # 3: t ~ Uniform, 0 … T-1
+    t = ddpm.draw_t(batch, generator)                        # 3: t, uniform for the cosine schedule
     own = torch.Generator(device).manual_seed(int(torch.randint(2 ** 62, (), generator=generator)))
     noise = torch.randn(batch, *x0.shape[1:], generator=own, device=device)     # 4: ε ~ N(0, I)
     t, noise = distributed.share(t).to(device, non_blocking=True), distributed.share(noise)

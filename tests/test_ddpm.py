@@ -304,6 +304,21 @@ def numbers(*values):
     return torch.tensor(values, dtype=F64).reshape(-1, 1, 1, 1)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_levels_are_drawn_as_densely_as_sampling_visits_them(name):
+    """Even in the angle between image and noise; uniform for the cosine schedule; both ends too."""
+    process, n = DDPM(SCHEDULES[name](50)), 100_000
+    drawn = process.draw_t(n, torch.Generator().manual_seed(0))
+    share = drawn.bincount() / n
+    theta = 0.008 / 1.008 * math.pi / 2
+    angles = (process.alphas_bar.sqrt() * math.cos(theta)).arccos() - theta
+    want = angles.diff(prepend=angles.new_zeros(1)) / angles[-1]
+    assert len(share) == 50 and share.min() > 0
+    torch.testing.assert_close(share.double(), want, atol=3e-3, rtol=0.1)
+    if name == "cosine":
+        torch.testing.assert_close(share, torch.full((50,), 0.02), atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize("betas", [linear_betas(300), rescaled_betas(300), cosine_betas(300)])
 def test_iterated_q_step_has_the_moments_of_q_sample(betas):
     """Mean factor √ᾱ_t and variance 1 - ᾱ_t, by iteration on x_0 = 1 and on the noise's share."""

@@ -253,7 +253,7 @@ def test_the_shipped_weights_fill_a_face_better_than_its_mean_colour():
     inside = hole[0, 0].bool()
     face = image[0].float()[inside]
     error = (fills[0].mean(dim=0)[inside] - face).square().mean()
-    assert error < 0.5 * (face - image[0].float()[~inside].mean(dim=0)).square().mean()
+    assert error < 0.7 * (face - image[0].float()[~inside].mean(dim=0)).square().mean()
 
 
 def test_the_older_ways_fill_by_name(command, tmp_path):

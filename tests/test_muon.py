@@ -109,8 +109,11 @@ def test_every_parameter_has_one_optimizer():
 
 
 def test_it_overfits_eight_images_in_fewer_steps_than_adamw():
-    """The same network, images and noise, three times; AdamW at the better of two rates."""
-    def final(make, seed):
+    """The same network, images and noise, over three seeds; AdamW at the better of two rates."""
+    def final(make):
+        return sum(loss(make, seed) for seed in range(3))
+
+    def loss(make, seed):
         torch.manual_seed(seed)
         generator, net = torch.Generator().manual_seed(seed), UNet(16, 1, (24, 32), 1)
         x0, hole = data.to_float(data.synthetic(8, 16)), masks.center(8, 16)
@@ -129,5 +132,4 @@ def test_it_overfits_eight_images_in_fewer_steps_than_adamw():
     def adamw(lr):
         return lambda net: [torch.optim.AdamW(net.parameters(), lr=lr)]
 
-    for seed in range(3):
-        assert final(both, seed) < min(final(adamw(lr), seed) for lr in (3e-3, 6e-3))
+    assert final(both) < 0.97 * min(final(adamw(lr)) for lr in (3e-3, 6e-3))

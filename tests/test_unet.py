@@ -157,13 +157,13 @@ def test_a_residual_block_is_what_its_docstring_says():
 
 @torch.no_grad()
 def test_the_shipped_weights_are_of_this_network():
-    """Their v-loss on a face in a centre hole, twelve levels: 0.058. Without the last SiLU of the
-    timestep embedding it is 0.286, with maps enlarged bilinearly on the way up 0.062."""
+    """Their v-loss on a face in a centre hole, twelve levels: 0.062. Without the last SiLU of the
+    timestep embedding it is 0.262, with maps enlarged bilinearly on the way up 0.066."""
     ddpm, net, size = inpaint.load_weights()
     face = torch.from_numpy(data.square(inpaint.astronaut(), size).copy())[None]
     x0, t = data.to_float(face).expand(12, -1, -1, -1), torch.arange(12, 300, 25)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    assert ddpm.loss(net, x0, masks.center(12, size), t, noise) < 0.06
+    assert ddpm.loss(net, x0, masks.center(12, size), t, noise) < 0.064
 
 
 @torch.no_grad()
