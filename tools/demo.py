@@ -40,6 +40,7 @@ import inpaint
 import masks
 import methods
 import sharpen
+import windows
 from support.cli import BadInput, check_empty, check_range, device, lacks_memory, run
 from support.files import provenance, write_png
 from support.foreign import local
@@ -280,8 +281,8 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
 
 def left_of(file):
     """Where the hole in a file begins, in hundredths of its width."""
-    columns = np.asarray(Image.open(file)).any(axis=0)
-    return 100 * int(columns.argmax()) / len(columns)
+    hole = np.asarray(Image.open(file)) > 0
+    return 100 * windows.bounds(hole)[1] / hole.shape[1]
 
 
 def write(folder, stem, photograph, hole, fills, made):
