@@ -233,16 +233,25 @@ def test_the_chain_can_be_looked_at_again_from_noise_to_the_fill(fill, model):
 
 def test_fills_are_sharpened_where_the_network_has_a_sharpener(fill, model):
     """The chain goes on at the sharpener's size; methods without the network are as they were."""
-    model = model._replace(sharpener=sharpener_of_noise(SIZE, 2 * SIZE))
-    *steps, (state, _, _) = fill(None, "center", steps=6, model=model)
+    model = model._replace(sharpener=sharpener_of_noise(SIZE, 2 * SIZE), sharpen="two.pt")
+    *steps, (state, _, command) = fill(None, "center", steps=6, model=model)
     told = [line for (line, *_), _, _ in steps]
-    assert told[1].startswith("t =") and told[-1].startswith("sharpening, t =")
+    assert told[1].endswith(f" of {model.ddpm.T}") and told[-1].endswith(" of 300, sharpening")
+    assert "after the step at t = " in demo.as_html(*state[3][0]) and "--sharpen two.pt" in command
+    assert ", sharpening" not in demo.as_html(*state[3][0])
+    assert " of 300, sharpening</figcaption>" in demo.as_html(*state[3][-1])
     assert f"2 fills, {6 + sharpen.CALLS} network calls each" in state[0]
     first, last = (pictures_of(demo.as_html(*state[3][k])) for k in (0, -1))
     assert first[0].shape == (SIZE, SIZE, 3) and last[0].shape == (2 * SIZE, 2 * SIZE, 3)
     assert f"{2 * SIZE}×{2 * SIZE}" in demo.knowledge(model)
-    *_, (state, _, _) = fill(None, "center", "glcic", model=model)
-    assert "1 fill, 1 network call each" in state[0]
+    *_, (state, _, command) = fill(None, "center", "glcic", model=model)
+    assert "1 fill, 1 network call each" in state[0] and "--sharpen" not in command
+
+
+def test_the_page_takes_a_sharpener_as_inpaint_does(weights):
+    assert demo.load().sharpener and not demo.load(sharpened_by="none").sharpener
+    with pytest.raises(BadInput, match="not a sharpener"):
+        demo.load(weights, sharpened_by=weights)
 
 
 def test_thumbnails_of_a_large_network_keep_its_noise():

@@ -70,19 +70,21 @@ WAYS = {"keep": "the network knows the hole",
         "patchmatch": "patches of the picture itself",
         "masked": "the hole, left grey"}
 
-# What is served: the network as `load_weights` gives it, where it runs, its --weights as named,
-# its provenance, and the methods that it can be used with: {name: what it says of itself}; and the
-# sharpener, as `sharpen.find` gives it, and the readout of faces.py.
-Model = namedtuple("Model", "ddpm eps_model size device weights made ways sharpener readout")
+# What is served: the network as `load_weights` gives it, where it runs, its --weights and --sharpen
+# as named, its provenance, and the methods that it can be used with: {name: what it says of
+# itself}; and the sharpener, as `sharpen.find` gives it, and the readout of faces.py.
+Model = namedtuple("Model", ("ddpm eps_model size device weights sharpen made ways "
+                             "sharpener readout"))
 
 
-def load(weights=inpaint.WEIGHTS, where="cpu"):
+def load(weights=inpaint.WEIGHTS, where="cpu", sharpened_by=None):
+    """The Model of --weights, --device and --sharpen."""
     path = local(weights)
     ddpm, eps_model, size = inpaint.load_weights(path, where)
-    sharpener = sharpen.find(None, path, size, where)
+    sharpener = sharpen.find(sharpened_by, path, size, where)
     made = provenance(path, 0, sharpener and sharpener.path)
-    return Model(ddpm, eps_model, size, where, weights, made, ways(ddpm, eps_model), sharpener,
-                 faces.load(path, ddpm, eps_model, size))
+    return Model(ddpm, eps_model, size, where, weights, sharpened_by, made, ways(ddpm, eps_model),
+                 sharpener, faces.load(path, ddpm, eps_model, size))
 
 
 def ways(ddpm, eps_model):
@@ -170,7 +172,7 @@ def painted(url, size):
 # ---- filling it, watched -----------------------------------------------------------------------
 
 class Watch:
-    """A method's callback: callback(t, x, x0) keeps the `frame`s of FRAMES of the `total` calls,
+    """Of a method's calls: watch(at, x, x0) keeps the `frame`s of FRAMES of the `total` calls,
     evenly spaced. `during(work, *given)` runs work(*given) in a thread and yields the latest frame
     whenever there is a new one; then `result` is what work returned, and what it raised is raised.
     Closed early, or once `listens()` is false or LONGEST has passed, it ends the work at its next
@@ -189,11 +191,11 @@ class Watch:
             return inpaint(*given)
         return call
 
-    def __call__(self, t, x, x0):
+    def __call__(self, at, x, x0):
         if self.closed:
             raise InterruptedError("nobody is watching")
         self.calls += 1
-        latest = frame(t, x, x0)
+        latest = frame(at, x, x0)
         if self.calls % self.every == 0 or self.calls == self.total:
             self.film.append(latest)
         self.frames.put(latest)
@@ -243,7 +245,13 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
         if type(value) is not int or not least <= value <= most:
             raise BadInput(f"{what}: a whole number from {least} to {most:,}")
     hole = painted(drawn, photograph.size)
-    method = method_called(name, model, steps, lambda *state: watch(*state))   # made below
+
+    def watching(t, x, x0):
+        first = x.shape[-1] == model.size
+        chain = f"t = {t} of {(model if first else model.sharpener).ddpm.T}"
+        watch(chain + ", sharpening" * (not first), x, x0)             # watch is made below
+
+    method = method_called(name, model, steps, watching)
     size = None if method.ANY_SIZE else model.size
     found, note = (), ""
     if path and size and methods.knows_hole(model.eps_model):          # as inpaint.py, by default
@@ -251,18 +259,15 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
         found, none = faces.find(photograph.rgb, hole, size, model.readout)
         note = f"; {faces.NONE}" if none else ""
     planned = inpaint.plan(hole, size, found=found)
-    shown, sharpening = size, 0
-    if model.sharpener and methods.has_network(name):
-        shown, sharpening = model.sharpener.size, sharpen.calls(model.sharpener)
+    sharpened = model.sharpener and methods.has_network(name)
+    shown = model.sharpener.size if sharpened else size
     total = method.CALLS * len(planned)
     watch = Watch(max(total, 1), listens)
     samples = samples if method.DRAWS else 1
     yield ("at work …", 0, watch.total, []), [], ""
     for latest in watch.during(inpaint.complete, watch.ending(method.inpaint), photograph.rgb, hole,
                                shown, samples, seed, model.device, inpaint.BATCH, planned):
-        last = (watch.calls - 1) % method.CALLS >= method.CALLS - sharpening
-        doing = f"sharpening, t = {latest[0]}" if last else f"t = {latest[0]} of {model.ddpm.T}"
-        yield (doing, watch.calls, watch.total, [latest]), [], ""
+        yield (latest[0], watch.calls, watch.total, [latest]), [], ""
     fills, views, order = watch.result
     calls = f"{total} network call{'s' * (total > 1)}" if total else "no network"
     status = f"{samples} fill{'s' * (samples > 1)}, {calls} each: {time.time() - begun:.1f} s{note}"
@@ -272,10 +277,11 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
     command = shlex.join(map(str, [
         "python", "inpaint.py", *[here + title] * bool(path), "--mask", f"{here}{stem}_hole.png",
         "--method", name, "--steps", steps, "--samples", samples, "--seed", seed,
-        *["--weights", model.weights] * (model.weights != inpaint.WEIGHTS)]))
+        *["--weights", model.weights] * (model.weights != inpaint.WEIGHTS),
+        *["--sharpen", model.sharpen] * bool(model.sharpen and methods.has_network(name))]))
     made = {**model.made, "seed": seed, "command": command}
     pictures = write(new_folder(), stem, photograph, hole, fills, made)
-    film = [(t, *([row[k] for k in order] for row in rows)) for t, *rows in watch.film]
+    film = [(at, *([row[k] for k in order] for row in rows)) for at, *rows in watch.film]
     yield (status, watch.total, watch.total, film), pictures, command
 
 
@@ -305,14 +311,14 @@ def write(folder, stem, photograph, hole, fills, made):
 
 # ---- the chain ---------------------------------------------------------------------------------
 
-def frame(t, x, x0):
-    """(t, row, row): thumbnails of every sample as it is, and as it may end."""
-    return t, [thumbnail(one) for one in x], [thumbnail(one) for one in x0]
+def frame(at, x, x0):
+    """(at, row, row): thumbnails of every sample as it is, and as it may end; `at` is text."""
+    return at, [thumbnail(one) for one in x], [thumbnail(one) for one in x0]
 
 
-def as_html(t, *rows):
+def as_html(at, *rows):
     """A `frame` as a page shows it."""
-    captions = (f"<b>x</b> after the step at t = {t}",
+    captions = (f"<b>x</b> after the step at {at}",
                 "<b>x̂<sub>0</sub></b>, the network's estimate of the clean image")
     images = ("".join(f'<img alt="" src="{url}">' for url in row) for row in rows)
     return "".join(f"<figure><figcaption>{caption}</figcaption><div>{row}</div></figure>"
@@ -345,7 +351,7 @@ SCRUB = """element.addEventListener("input", event =>
 INTO_VIEW = """() => {setTimeout(() => document.querySelector("%s")?.scrollIntoView(
     {behavior: "smooth", block: "%s"}), 300)}"""
 STOPPED = """shown => shown.replace("<p>at work …", "<p>stopped before the first call")
-    .replace("<p>t =", "<p>stopped at t =").replace("<p>sharpening, t", "<p>stopped at t")
+    .replace("<p>t =", "<p>stopped at t =")
     .replace("<progress></progress>", "")"""
 
 
@@ -497,12 +503,13 @@ def main():
     add("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     add("--port", type=int, default=7860)
     add("--weights", default=inpaint.WEIGHTS, help=WEIGHTS_HELP)
+    add("--sharpen", metavar="FILE", help=f"{sharpen.HELP}; default: ours for our weights")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     check_empty(args)
     check_range(args, 1, 65_535, "port")
     socket.create_server((args.host, args.port)).close()             # or an OSError that says why
-    model = load(args.weights, device(args.device))
+    model = load(args.weights, device(args.device), args.sharpen)
     if args.host not in ("127.0.0.1", "localhost"):
         print(guard.UNBOUNDED, file=sys.stderr)
     Image.MAX_IMAGE_PIXELS = PIXELS // 2                             # Pillow refuses twice as many
