@@ -4,8 +4,9 @@
 
 First comes scikit-image's detector: a cascade of ever finer tests (Viola and Jones 2001) on local
 binary patterns (Liao et al. 2007), at every place and size, for upright faces seen from the front.
-A hole hinders it, and its squares are rough. Then the network itself moves the window: shown one
-with noise in its hole, a linear function of the U-Net's middle gives the way to CelebA's window.
+A hole hinders it, and its squares are rough. Then the network itself moves the window: it is shown
+the window with noise in its hole, and a linear function of the U-Net's middle tells how far
+CelebA's window is from it.
 The function is fitted to windows displaced at random, by ridge regression:
 
     (dx, dy, log scale) = middle · W + b

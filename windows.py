@@ -4,8 +4,8 @@ return to the photograph.
 A photograph is larger than the network's image, so the network sees a square of it, reduced. It
 fills best if a face is placed as in training, so a hole on a face is seen in the face's own window
 (faces.py). Any other window is a few times as wide as the hole. Holes that lie apart get windows of
-their own; one too thin to be seen in such a window, such as a scratch, is covered by several, one
-after the other, each of which sees what those before it drew.
+their own. A hole too thin for one window, such as a scratch, is covered by several in turn, each of
+which sees what those before it drew.
 
 A box is (top, left, height, width), in pixels of the photograph; it may reach beyond the edges.
 """
