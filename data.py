@@ -161,12 +161,13 @@ def decode(file):
 
 def to_rgb(image, background="white"):
     """A Pillow picture of any mode as 8-bit RGB: numbers of 16 or 32 bits are scaled down, floats
-    of about 0 … 1 up, if their values do not fit 8 bits as they are; transparency is laid on the
-    background."""
+    of about 0 … 1, a few highlights aside, up; transparency is laid on the background."""
     if image.mode[0] in "IF":
         values = np.nan_to_num(np.asarray(image).astype(np.float64))
-        high, floats = values.max(), image.mode == "F"
-        top = 65_535 if high > 255 else 1 if floats and high <= 2 else 255
+        high = values.max()
+        top = max(65_535, high) if high > 255 else 255
+        if image.mode == "F" and np.quantile(values, 0.99) <= 2:
+            top = 1
         image = Image.fromarray((values * (255 / top)).clip(0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

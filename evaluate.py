@@ -240,6 +240,8 @@ def open_parts(args, images, holes, chosen, training, lpips, rulers):
     files = [args.weights, *([args.sharpen] if args.sharpen else []),
              *(Path(args.read_from) / mask / name for mask in args.masks for name in args.read),
              *(methods.file_of(name) for name in args.methods if name not in args.read),
+             *(weights for name in args.methods                                  # of baselines
+               if (weights := inpaint.WEIGHTS.parent / f"{name}.pt").is_file()),
              *(name for name in args.features or () if name not in (*scores.RULERS, "unet"))]
     settings = {key: value for key, value in vars(args).items()
                 if key not in ("resume", "out", "cache", "by_area", "device", "data")}
@@ -253,6 +255,10 @@ def open_parts(args, images, holes, chosen, training, lpips, rulers):
         if any(folder.glob("*.npz")):
             raise BadInput(f"{folder} is of a run that was cut off: go on with --resume, remove "
                            "it, or name another --out")
+        out = Path(args.out)
+        others = [name for name in report.FILES if (out / name).exists()]
+        if others and not (out / "results.json").exists():
+            raise BadInput(f"{out / others[0]} is not of an evaluation: name another --out")
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as half:
             half.write_text(json.dumps(settings, indent=1))
@@ -553,6 +559,7 @@ def announce(args, images, holes, chosen, rulers, eps_model, size):
             network(*arguments).cpu()                                            # and waits for it
         return (time.perf_counter() - begun) / n
 
+    chosen = {name: method for name, method in chosen.items() if name in args.methods}
     samples = {name: args.samples if method.DRAWS else 1 for name, method in chosen.items()}
     calls, cost = (sum(sets * samples[name] * getattr(method, kind, method.CALLS)
                        for name, method in chosen.items()) for kind in ("CALLS", "COST"))

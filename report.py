@@ -16,6 +16,7 @@ from support.files import atomic_write, provenance, write_png
 COLUMNS = {"psnr_hole": ("PSNR hole", 2), "psnr_hole_mean": ("mean of K", 2),
            "psnr_hole_best": ("best of K", 2), "psnr": ("PSNR", 2), "ssim": ("SSIM", 3),
            "l1": ("L1", 1), "lpips": ("LPIPS", 3), "crps": ("CRPS", 1), "spread": ("spread", 1)}
+FILES = ("table.md", "scores.csv", "holes.npz", "preview.png")       # beside results.json
 
 
 def scored(values):

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 import masks
-from support import distributed, runs
+from support import distributed, foreign, runs
 from support.cli import BadInput
 
 Sharpener = namedtuple("Sharpener", "ddpm eps_model size path")
@@ -74,7 +74,7 @@ def find(path, weights, size, device="cpu"):
     default, path None, means ours for our weights, none for others."""
     if path == "none" or path is None and Path(weights).resolve() != runs.WEIGHTS.resolve():
         return None
-    path = runs.SHARPENER if path is None else path
+    path = runs.SHARPENER if path is None else foreign.of_run(path)
     ddpm, eps_model, larger = runs.load_sharpener(path, device)
     small = eps_model.coarse_size
     if small != size:

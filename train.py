@@ -240,7 +240,8 @@ def parse(argv=None):
     add("--blocks", type=int, default=2, help="residual blocks per resolution")
     add("--coarse", type=int, metavar="SIZE", help="train a sharpener (sharpen.py), which enlarges "
         "images of this size to --size")
-    add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph")
+    add("--crop", choices=data.CROPS, default="centre140", help="window of a 178×218 photograph; "
+        "inpaint.py assumes the default")
     add("--compile", action=argparse.BooleanOptionalAction,
         help="compile the network, which takes a minute and a C++ compiler, and on one GPU record "
         "the step as a CUDA graph; default: on GPUs")
@@ -248,7 +249,7 @@ def parse(argv=None):
     runs.resolve_compile(args)
     check_range(args, 1, 10 ** 9, "steps", "warmup", "every")
     check_range(args, 1, 10 ** 6, "batch", "T")
-    check_range(args, 1, LARGEST_SIDE, "size")
+    check_range(args, 8, LARGEST_SIDE, "size")           # smaller, a free-form hole may be empty
     check_range(args, 1, 10 ** 4, "patch", "widths", "blocks")
     check_range(args, 0, 0.999999, "ema")
     check_range(args, 0, 100, "lr_adamw")

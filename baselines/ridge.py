@@ -7,7 +7,7 @@ guess of the hole h from the known pixels k is the conditional mean
     x_h = μ_h + Σ_hk Σ_kk⁻¹ (x_k - μ_k) = μ_h - Λ_hh⁻¹ Λ_hk (x_k - μ_k),    Λ = Σ⁻¹
 
 (Bishop 2006, eqs. 2.81 and 2.75): whichever of the two solves the smaller system. At 64×64, 27,000
-images are fitted in a minute or two on four cores, with 2 GB; a centre hole then costs 0.1 s once.
+images are fitted in a minute or two on four cores, with 2 GB; centre holes then take 0.1 s a batch.
 """
 import torch
 

@@ -73,7 +73,7 @@ def local(path):
     except ImportError:
         raise BadInput(f"{name}: no such file or folder; if it is the name of a network on the "
                        "Hugging Face hub: pip install diffusers safetensors") from None
-    wanted = ("*config.json", "model_index.json", f"*{NAME}.safetensors")
+    wanted = ("*config.json", "model_index.json", f"*{NAME}.safetensors", "model.safetensors")
     try:
         folder = hub.snapshot_download(name, allow_patterns=wanted)
         if not [*Path(folder).rglob("*.safetensors")]:

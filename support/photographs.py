@@ -34,10 +34,10 @@ class Photograph:
     def __init__(self, picture):
         self.info = picture.info
         picture = to_srgb(picture)
-        if picture.mode.startswith("I;16") and picture.getextrema()[1] > 255:
+        if picture.mode.startswith("I;16") and np.asarray(picture).max() > 255:
             self.mode, self.own = "L", np.asarray(picture).astype(np.uint16)
         else:
-            grey = picture.mode in ("1", "L", "LA", "La", "I", "F") or picture.mode[:4] == "I;16"
+            grey = picture.mode in ("1", "L", "LA", "I", "F") or picture.mode[:4] == "I;16"
             self.mode = ("L" if grey else "RGB") + "A" * picture.has_transparency_data
             flat = data.to_rgb(picture) if picture.mode[0] in "IF" else picture
             self.own = np.asarray(flat.convert(self.mode))
@@ -53,7 +53,7 @@ class Photograph:
             inside = (hole[0].numpy() > 0).reshape(*hole.shape[1:], *[1] * (new.ndim - 2))
             pixels = np.where(inside, new, pixels)
         picture = Image.fromarray(pixels)
-        space = {b"RGB ": "RGB", b"GRAY": "L"}.get(self.info.get("icc_profile", b"")[16:20])
+        space = {b"RGB ": "RGB", b"GRAY": "L"}.get((self.info.get("icc_profile") or b"")[16:20])
         if space == self.mode.rstrip("A"):
             picture.info["icc_profile"] = self.info["icc_profile"]
         elif "gamma" in self.info:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,7 +83,7 @@ def test_a_hole_on_the_canvas_is_where_it_was_painted(size):
     width, height = size
     assert max(demo.canvas_size(size)) == demo.CANVAS
     assert abs(np.log(width / height) - np.log(np.divide(*demo.canvas_size(size)))) < 0.01 or \
-        min(demo.canvas_size(size)) == demo.THINNEST                 # without bands
+        min(demo.canvas_size(size)) == demo.SHORTEST                 # without bands
     hole = demo.painted(stroke_of(size, 0, 0, 0.5, 0.5), size)
     assert hole.shape == (1, height, width)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -108,6 +109,14 @@ def eps(path, size=(640, 640)):
     """A picture in PostScript, which Pillow gives to Ghostscript."""
     Image.new("RGB", size).save(path, "EPS")
     return path
+
+
+def test_a_hole_whose_header_claims_too_many_pixels_is_refused(fill):
+    content = bytearray(base64.b64decode(stroke_of((90, 200), 0, 0, 1, 1).partition(",")[2]))
+    content[16:24] = (30_000).to_bytes(4) * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4)
+    with pytest.raises(BadInput, match="not what this page paints"):
+        next(fill(None, "data:image/png;base64," + base64.b64encode(content).decode()))
 
 
 @pytest.mark.parametrize("hole", ["data:image/png;base64,AAAA", "data:,x", "x" * 99, "base64,%%%%",
@@ -749,6 +758,20 @@ def test_of_too_many_files_the_oldest_go(monkeypatch, tmp_path):
         os.utime(file.parent, (time.time() - 100 + k,) * 2)
     guard.sweep()
     assert len(list(Path("files").rglob("a"))) == 3 and file.exists()
+
+
+def test_two_sweeps_do_not_disturb_each_other(monkeypatch, tmp_path):
+    """A folder that goes while another sweep walks through is passed over."""
+    def scandir(path, scandir=os.scandir):
+        if str(path) != guard.FOLDER:
+            os.rmdir(path)
+        return scandir(path)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        guard.folder()
+    monkeypatch.setattr(os, "scandir", scandir)
+    guard.sweep()
+    assert not list(Path(guard.FOLDER).iterdir())
 
 
 # ---- in a browser ------------------------------------------------------------------------------

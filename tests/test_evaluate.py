@@ -223,6 +223,25 @@ def test_a_run_does_not_go_on_with_other_settings(command, faces, monkeypatch, t
     assert contents("out") == before
 
 
+def test_a_run_does_not_go_on_with_other_weights_of_a_baseline(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(inpaint, "WEIGHTS", tmp_path / "celeba64.pt")
+    (tmp_path / "biharmonic.pt").write_bytes(b"before")              # as glcic has
+    cut_off(command, monkeypatch, "--methods", "biharmonic,flat.py")
+    (tmp_path / "biharmonic.pt").write_bytes(b"after")
+    assert refused(command("--methods", "biharmonic,flat.py", "--resume"),
+                   "--resume with other settings", "biharmonic.pt")
+
+
+@pytest.mark.parametrize("name", ["table.md", "scores.csv", "holes.npz", "preview.png"])
+def test_a_file_of_the_same_name_that_is_no_result_is_not_written_over(command, name):
+    Path("out").mkdir()
+    Path("out", name).write_text("mine")
+    assert refused(command(), f"out/{name} is not of an evaluation: name another --out")
+    assert [path.read_text() for path in Path("out").iterdir()] == ["mine"]
+    Path("out", name).unlink()
+    assert command()[0] == 0 and command()[0] == 0                   # over its own, as before
+
+
 def test_a_run_does_not_go_on_with_other_images_to_learn_from(command, faces, monkeypatch):
     cut_off(command, monkeypatch, "--methods", "keep,mean", "--train", "faces")
     path = next(path for path in Path("faces").iterdir() if data.split_of(path.name) == "train")

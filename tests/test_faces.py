@@ -210,7 +210,7 @@ def test_a_face_s_window_grows_for_a_hole_that_sticks_out_by_a_little():
 
 
 def test_a_readout_is_made_for_weights_and_used_with_no_others(weights_32, as_user, tmp_path):
-    weights = tmp_path / "w.pt"
+    weights = tmp_path / "weights.pt"                             # as in the folder of a run
     weights.write_bytes(weights_32.read_bytes())
     network = inpaint.load_weights(weights)
     assert faces.load(weights, *network) is None
@@ -218,8 +218,8 @@ def test_a_readout_is_made_for_weights_and_used_with_no_others(weights_32, as_us
         (tmp_path / split).mkdir()
         for k in range(3):
             photograph(tmp_path / split / f"{k}.png", 178, 218)
-    status, said, _ = as_user(faces, "--data", tmp_path, "--weights", weights, "--copies", 2)
-    assert status == 0 and "validation" in said and "w.faces.pt" in said
+    status, said, _ = as_user(faces, "--data", tmp_path, "--weights", tmp_path, "--copies", 2)
+    assert status == 0 and "validation" in said and "weights.faces.pt" in said
     readout = faces.load(weights, *network)
     assert readout.W.shape[1] == 3 and readout.W.abs().max() > 0
     hole = hole_at(ASTRONAUT, MOUTH)
@@ -229,7 +229,7 @@ def test_a_readout_is_made_for_weights_and_used_with_no_others(weights_32, as_us
     with pytest.raises(BadInput, match="made for other weights"):
         faces.load(weights, *network)
     faces.beside(weights).write_bytes(b"no")
-    with pytest.raises(BadInput, match="w.faces.pt: not "):
+    with pytest.raises(BadInput, match="weights.faces.pt: not "):
         faces.load(weights, *network)
 
 

@@ -1,8 +1,11 @@
 """Other people's networks: the same output, the same chain, and nothing that a file could do."""
+import fnmatch
 import hashlib
 import itertools
 import json
 import pickle
+import shutil
+import sys
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -475,6 +478,29 @@ def test_a_pipeline_on_latents_or_texts_is_refused_by_name(tmp_path, part):
     (tmp_path / "model_index.json").write_text(json.dumps({part: ["diffusers", "X"]}))
     with pytest.raises(BadInput, match=f"a {part}, so its network works on latents"):
         load_weights(tmp_path)
+
+
+def test_our_export_and_a_network_of_diffusers_are_had_from_the_hub(folder, tmp_path, monkeypatch):
+    """A hub that gives out only what it is asked for."""
+    def snapshot_download(name, allow_patterns):
+        files = [file for file in (tmp_path / name).rglob("*") if file.is_file() and any(
+            fnmatch.fnmatch(file.relative_to(tmp_path / name), one) for one in allow_patterns)]
+        for file in files:
+            place = tmp_path / "had" / file.relative_to(tmp_path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, place)
+        return tmp_path / "had" / name
+    hub = SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    (tmp_path / "theirs").mkdir()
+    folder.rename(tmp_path / "theirs" / "faces")
+    export.export(tmp_path / "ours" / "faces", save_weights(tmp_path / "w"), "Faces")
+    (tmp_path / "away").mkdir()                         # else the names would be those of folders
+    monkeypatch.chdir(tmp_path / "away")
+    for name in ("theirs/faces", "ours/faces"):
+        had = foreign.local(name)
+        assert had == tmp_path / "had" / name and not (had / "README.md").exists()
+        load_weights(had)
 
 
 def test_our_weights_come_back_from_safetensors_bit_for_bit(tmp_path):

@@ -1,6 +1,8 @@
 """Photographs, masks and folders as people have them: what went in comes out, what is meant is
 done, and what cannot be known is said in a line."""
+import struct
 import weakref
+import zlib
 
 import numpy as np
 import pytest
@@ -74,6 +76,16 @@ def test_a_profile_of_other_channels_is_not_attached(command, tmp_path):
     assert "icc_profile" not in opened("out/a_0.png").info
 
 
+def test_a_broken_profile_is_left_out(command, tmp_path):
+    coloured("RGB").save(tmp_path / "a.png")
+    content, chunk = (tmp_path / "a.png").read_bytes(), b"iCCP" + b"broken\0\0not zlib"
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])            # behind IHDR
+    assert opened(tmp_path / "a.png").info["icc_profile"] is None
+    assert command(tmp_path / "a.png", "--mask", "center")[0] == 0
+    assert "icc_profile" not in opened("out/a_0.png").info
+
+
 def test_gamma_is_kept(command, tmp_path):
     chunks = PngImagePlugin.PngInfo()
     chunks.add(b"gAMA", (100_000).to_bytes(4))
@@ -83,7 +95,8 @@ def test_gamma_is_kept(command, tmp_path):
 
 
 @pytest.mark.parametrize("dtype, top", [(np.float32, 1), (np.float32, 255), (np.uint16, 65_535),
-                                        (np.uint16, 255), (np.int32, 65_535), (np.int32, 255)])
+                                        (np.uint16, 255), (np.int32, 65_535), (np.int32, 255),
+                                        (np.int32, 2 ** 31 - 1)])
 def test_depths_are_scaled_by_the_range_that_their_values_fill(tmp_path, dtype, top):
     ramp = np.linspace(0, 1, 60 * 80).reshape(60, 80)
     Image.fromarray((ramp * top).astype(dtype)).save(tmp_path / "a.tif")
@@ -91,17 +104,22 @@ def test_depths_are_scaled_by_the_range_that_their_values_fill(tmp_path, dtype, 
     assert abs(seen / 255 - ramp).max() < 1.01 / 255
 
 
-def test_a_highlight_above_1_does_not_make_the_rest_black(tmp_path):
-    Image.fromarray(np.linspace(0, 1.04, 60 * 80, dtype=np.float32).reshape(60, 80)).save(
-        tmp_path / "a.tif")
+@pytest.mark.parametrize("highlight", [1.04, 2.5, 400])
+def test_a_highlight_above_1_does_not_make_the_rest_black(tmp_path, highlight):
+    ramp = np.linspace(0, 1.04, 60 * 80, dtype=np.float32).reshape(60, 80)
+    ramp[0, 0] = highlight
+    Image.fromarray(ramp).save(tmp_path / "a.tif")
     seen = np.asarray(data.open_image(tmp_path / "a.tif"))
     assert seen[30].mean() == pytest.approx(132, abs=3) and seen.max() == 255
 
 
-def test_sixteen_bits_stay_sixteen_bits(command, tmp_path):
+@pytest.mark.parametrize("name, order", [("a.png", "<"), ("a.tif", "<"), ("a.tif", ">")])
+def test_sixteen_bits_stay_sixteen_bits(command, tmp_path, name, order):
     values = np.arange(60 * 80, dtype=np.uint16).reshape(60, 80) * 13
-    Image.fromarray(values).save(tmp_path / "a.png")
-    command(tmp_path / "a.png", "--mask", mask_file(tmp_path / "m" / "mask.png"))
+    mode = "I;16B" if order == ">" else "I;16"
+    Image.frombytes(mode, (80, 60), values.astype(f"{order}u2").tobytes()).save(tmp_path / name)
+    assert opened(tmp_path / name).mode == mode
+    assert command(tmp_path / name, "--mask", mask_file(tmp_path / "m" / "mask.png"))[0] == 0
     known, filled = (np.asarray(opened(f"out/a_{end}.png")) for end in ("hole", "0"))
     assert filled.dtype == np.uint16 and (filled[known == 0] == values[known == 0]).all()
     assert (filled[known > 0] % 257 == 0).all()

@@ -195,7 +195,7 @@ def test_a_sharpener_is_trained_and_used(sharpener, weights, as_user, tmp_path, 
     monkeypatch.setattr(inpaint, "plan", plan)
     ddpm, net, size = runs.load_sharpener(sharpener)
     assert (net.coarse_size, size, ddpm.clip) == (16, 32, False)
-    given = "--weights", weights, "--sharpen", sharpener
+    given = "--weights", weights, "--sharpen", sharpener.parent       # the folder of its run
     status, said, _ = as_user(inpaint, photograph(tmp_path / "a.png"), *given, "--samples", 2,
                               "--steps", 3, "--mask", "irregular")
     assert status == 0 and f"{3 + sharpen.CALLS} network calls a fill" in said

@@ -54,7 +54,7 @@ SAMPLES = 8                           # fills at a time, at most
 FRAMES, THUMBNAIL = 25, 128           # of the chain that are kept; their side, at most, in pixels
 AT_ONCE, WAITING = 2, 32              # fills at work, and calls in the queue
 LONGEST = 20 * 60                     # seconds that a fill may take
-CANVAS, THINNEST = 640, 48            # the longer side of what is painted on; the shorter, at least
+CANVAS, SHORTEST = 640, 48            # the longer side of what is painted on; the shorter, at least
 PAINT = "#e4572e"
 FILES = Path(__file__).parent / "page"
 # Best first: CRPS at 20 steps (docs/calls.md), then of one fill (docs/benchmark.md).
@@ -125,7 +125,7 @@ def read_photograph(path):
 
 def canvas_size(size):
     """(width, height) of what is painted on, for a photograph of this size."""
-    return tuple(max(round(CANVAS * side / max(size)), THINNEST) for side in size)
+    return tuple(max(round(CANVAS * side / max(size)), SHORTEST) for side in size)
 
 
 def data_url(picture, kind="PNG"):
@@ -162,7 +162,7 @@ def painted(url, size):
             if (layer.size, layer.mode) != (canvas_size(size), "RGBA"):
                 raise ValueError("of another photograph")
             hole = masks.from_image(layer.getchannel("A"), size)[0]
-    except (AttributeError, OSError, ValueError, SyntaxError):
+    except (AttributeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise BadInput("the hole is not what this page paints: draw it again") from None
     if not hole.any():
         raise BadInput("there is no hole yet: paint over what is to be filled, or have one drawn")

@@ -20,6 +20,7 @@ UNBOUNDED lists what remains; a server open to other machines prints it.
 import asyncio
 import functools
 import ipaddress
+import os
 import re
 import secrets
 import socket
@@ -199,7 +200,7 @@ def folder():
 def sweep():
     """Delete what is older than LIFE, cut-off uploads too, and beyond ROOM the oldest."""
     now, total, found = time.time(), 0, []
-    for path in Path(FOLDER).rglob("*"):
+    for path in (Path(top, name) for top, *names in os.walk(FOLDER) for name in sum(names, [])):
         with suppress(OSError):                                      # gone meanwhile
             found.append((path.lstat().st_mtime, path, path.is_dir(), path.lstat().st_size))
     for changed, path, is_dir, size in sorted(found, reverse=True):
