@@ -39,7 +39,7 @@ SPREAD = 0.06, 0.06, 0.12       # deviations of the displacements to learn from:
 PARTS = 6           # of the hole, for which faces are looked for: about a second each
 CLOSE = 0.8         # of a square photograph's side: one with a larger face is seen whole
 ROUNDS, COPIES = 5, 8           # of the alignment; nearby windows averaged in each
-AGREED = 0.105      # deviation of what these say, dx, dy and log scale added, up to which there is
+AGREED = 0.095      # deviation of what these say, dx, dy and log scale added, up to which there is
                     # a face; 0.12 if they tell nothing (docs/choices.md)
 
 NONE = ("no face was found at the hole, and the network knows nothing else: the method patchmatch "
