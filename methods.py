@@ -1,4 +1,4 @@
-"""Ways to fill a hole, by name: with the network, those of baselines/, and anybody's file.
+"""Ways to fill a hole, by name: with the network, from baselines/, or from a file of your own.
 
 With the network, one signature: (ddpm, eps_model, image, hole, steps, eta, generator, callback) ->
 image, as in `DDPM.sample`. `keep` conditions the network on the known pixels. The others are
