@@ -240,8 +240,8 @@ def open_parts(args, images, holes, chosen, training, lpips, rulers):
     files = [args.weights, *([args.sharpen] if args.sharpen else []),
              *(Path(args.read_from) / mask / name for mask in args.masks for name in args.read),
              *(methods.file_of(name) for name in args.methods if name not in args.read),
-             *(weights for name in args.methods                                  # of baselines
-               if (weights := inpaint.WEIGHTS.parent / f"{name}.pt").is_file()),
+             *filter(Path.is_file,                                          # of baselines
+                     (inpaint.WEIGHTS.parent / f"{name}.pt" for name in args.methods)),
              *(name for name in args.features or () if name not in (*scores.RULERS, "unet"))]
     settings = {key: value for key, value in vars(args).items()
                 if key not in ("resume", "out", "cache", "by_area", "device", "data")}
@@ -294,6 +294,8 @@ def leave_out_learners(args, chosen, training):
         training()
     except BadInput as error:
         args.methods = [name for name in args.methods if name not in learners]
+        for name in learners:
+            del chosen[name]
         if distributed.RANK == 0:
             say(f"{', '.join(learners)} left out: {error}")
 
@@ -559,7 +561,6 @@ def announce(args, images, holes, chosen, rulers, eps_model, size):
             network(*arguments).cpu()                                            # and waits for it
         return (time.perf_counter() - begun) / n
 
-    chosen = {name: method for name, method in chosen.items() if name in args.methods}
     samples = {name: args.samples if method.DRAWS else 1 for name, method in chosen.items()}
     calls, cost = (sum(sets * samples[name] * getattr(method, kind, method.CALLS)
                        for name, method in chosen.items()) for kind in ("CALLS", "COST"))

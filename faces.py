@@ -27,7 +27,7 @@ import masks
 import windows
 from support.cli import BadInput, check_empty, check_range, run
 from support.files import content, read_tensors, reading, write_tensors
-from support.foreign import of_run
+from support.foreign import local
 from support.runs import WEIGHTS, WEIGHTS_HELP, load_weights
 
 SEEN = 512          # pixels, the side of the square that the detector is shown, reduced
@@ -301,7 +301,7 @@ def parse():
 
 def main():
     args = parse()
-    args.weights = of_run(args.weights)
+    args.weights = local(args.weights)
     ddpm, eps_model, size = load_weights(args.weights)
     if not hasattr(eps_model, "encode"):
         raise BadInput(f"--weights {args.weights}: not a network of train.py's")

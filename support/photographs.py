@@ -34,8 +34,8 @@ class Photograph:
     def __init__(self, picture):
         self.info = picture.info
         picture = to_srgb(picture)
-        if picture.mode.startswith("I;16") and np.asarray(picture).max() > 255:
-            self.mode, self.own = "L", np.asarray(picture).astype(np.uint16)
+        if picture.mode.startswith("I;16") and (values := np.asarray(picture)).max() > 255:
+            self.mode, self.own = "L", values.astype(np.uint16)
         else:
             grey = picture.mode in ("1", "L", "LA", "I", "F") or picture.mode[:4] == "I;16"
             self.mode = ("L" if grey else "RGB") + "A" * picture.has_transparency_data

@@ -73,8 +73,8 @@ WAYS = {"keep": "the network knows the hole",
 # What is served: the network as `load_weights` gives it, where it runs, its --weights and --sharpen
 # as named, its provenance, and the methods that it can be used with: {name: what it says of
 # itself}; and the sharpener, as `sharpen.find` gives it, and the readout of faces.py.
-Model = namedtuple("Model", ("ddpm eps_model size device weights sharpen made ways "
-                             "sharpener readout"))
+Model = namedtuple("Model", "ddpm eps_model size device weights sharpen made ways "
+                            "sharpener readout")
 
 
 def load(weights=inpaint.WEIGHTS, where="cpu", sharpened_by=None):
@@ -351,8 +351,7 @@ SCRUB = """element.addEventListener("input", event =>
 INTO_VIEW = """() => {setTimeout(() => document.querySelector("%s")?.scrollIntoView(
     {behavior: "smooth", block: "%s"}), 300)}"""
 STOPPED = """shown => shown.replace("<p>at work …", "<p>stopped before the first call")
-    .replace("<p>t =", "<p>stopped at t =")
-    .replace("<progress></progress>", "")"""
+    .replace("<p>t =", "<p>stopped at t =").replace("<progress></progress>", "")"""
 
 
 # ---- the page ----------------------------------------------------------------------------------

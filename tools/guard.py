@@ -200,7 +200,8 @@ def folder():
 def sweep():
     """Delete what is older than LIFE, cut-off uploads too, and beyond ROOM the oldest."""
     now, total, found = time.time(), 0, []
-    for path in (Path(top, name) for top, *names in os.walk(FOLDER) for name in sum(names, [])):
+    for path in (Path(top, name) for top, folders, files in os.walk(FOLDER)
+                 for name in folders + files):
         with suppress(OSError):                                      # gone meanwhile
             found.append((path.lstat().st_mtime, path, path.is_dir(), path.lstat().st_size))
     for changed, path, is_dir, size in sorted(found, reverse=True):
