@@ -138,6 +138,7 @@ def _guided(x0, missing, pull):
 
 NETWORK = {method.__name__: method for method in (keep, replace, repaint, ddnm, pigdm)}
 UNAWARE = tuple(name for name in NETWORK if name != "keep")     # of the hole
+STEPS = dict.fromkeys(NETWORK, 20) | {"keep": 10}                # docs/calls.md
 METHODS = (*NETWORK, *sorted(file.stem for file in BASELINES.glob("[a-z]*.py")))
 
 
@@ -153,19 +154,27 @@ def knows_hole(eps_model):
     return getattr(eps_model, "knows_hole", True)
 
 
+def usual_steps(method, ddpm):
+    """Those of a method with the network, unless others are asked for; all of a shorter chain."""
+    return min(STEPS[method], ddpm.T)
+
+
 def has_network(name):
     """Whether the method called `name` is one with the network, and not one of baselines/ or a
     file."""
     return name.partition("@")[0] in NETWORK
 
 
-def find(name, ddpm, eps_model, steps=20, eta=1.0, bf16=False, callback=None, sharpener=None):
+def find(name, ddpm, eps_model, steps=None, eta=1.0, bf16=False, callback=None, sharpener=None):
     """The method called `name`, or in the file `name`: an object with `inpaint` or `fit`, DRAWS and
-    CALLS. The settings are for those with the network; a name such as keep@50 has its own steps.
-    With a Sharpener, it fills images of that one's size."""
+    CALLS. The settings are for those with the network; a name such as keep@50 has its own steps,
+    and the default is `usual_steps`. With a Sharpener, it fills images of that one's size."""
     method, at, number = name.partition("@")
     if has_network(name):
-        steps = steps if not at else int(number) if number.isdecimal() else 0
+        if at:
+            steps = int(number) if number.isdecimal() else 0
+        elif steps is None:
+            steps = usual_steps(method, ddpm)
         if not 1 <= steps <= ddpm.T:
             what = f"the number in {name}" if at else "--steps"
             raise BadInput(f"{what} is 1 … {ddpm.T}, the length of these weights' chain")

@@ -1006,6 +1006,16 @@ def test_controls_that_a_method_does_not_use_are_grey(visit):
         assert [page.is_disabled(one) for one in inputs] == off, method
 
 
+def test_a_method_proposes_its_steps_but_those_that_were_chosen_stay(visit):
+    box = "input[type=number][aria-label*=Steps]"
+    for chosen, expected in ((10, "20"), (7, "7")):
+        page = visit(steps=chosen)
+        for method, state in (("patchmatch", ":disabled"), ("ddnm", ":enabled")):
+            choose(page, method)
+            page.wait_for_selector(box + state)
+        assert page.input_value(box) == expected
+
+
 def test_stopped_it_says_so_and_can_be_begun_again(visit, tmp_path):
     page = visit(steps=20, samples=8)
     choose(page, "repaint")                                          # 110 calls

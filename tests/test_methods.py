@@ -145,6 +145,14 @@ def test_a_fill_depends_on_its_own_generator_alone(name):
     assert_close(both[1:], alone)
 
 
+def test_keep_takes_10_steps_others_20_and_a_short_chain_all_that_it_has():
+    for T, expected in ((30, {"keep": 10, "ddnm": 20}), (15, {"keep": 10, "ddnm": 15}),
+                        (6, {"keep": 6, "ddnm": 6})):
+        world = two_pixels(DDPM(cosine_betas(T)))
+        assert expected == {name: methods.find(name, world.process, world).CALLS
+                            for name in expected}
+
+
 def test_a_name_may_have_its_own_steps():
     world = two_pixels(DDPM(cosine_betas(30)))
     calls = {name: methods.find(name, world.process, world, steps=7).CALLS

@@ -98,7 +98,7 @@ def around(args, folder):
                 pack, lambda: [data.square(data.open_image(path), args.size) for path in paths]),
             "all scores | scikit-image's SSIM alone": (
                 lambda: scores.score(images, fills[:, None], hole), ssim),
-            "inpaint.py, 20 calls, start to end | import torch": (
+            "inpaint.py, start to end | import torch": (
                 lambda: start(command), lambda: start([sys.executable, "-c", "import torch"]))}
 
 

@@ -57,7 +57,7 @@ LONGEST = 20 * 60                     # seconds that a fill may take
 CANVAS, SHORTEST = 640, 48            # the longer side of what is painted on; the shorter, at least
 PAINT = "#e4572e"
 FILES = Path(__file__).parent / "page"
-# Best first: CRPS at 20 steps (docs/calls.md), then of one fill (docs/benchmark.md).
+# Best first: CRPS with the network (docs/calls.md), then of one fill (docs/benchmark.md).
 WAYS = {"keep": "the network knows the hole",
         "pigdm": "guided towards the known pixels",
         "repaint": "noised and denoised again and again",
@@ -386,7 +386,8 @@ def asking(gr, model):
                                   for name in model.ways], value=first, label="Method")
             text = gr.Markdown(model.ways[first])
             more = f"; {sharpen.calls(model.sharpener)} to sharpen" if model.sharpener else ""
-            steps = gr.Slider(1, model.ddpm.T, min(20, model.ddpm.T), step=1, label="Steps",
+            usual = methods.usual_steps(first, model.ddpm)
+            steps = gr.Slider(1, model.ddpm.T, usual, step=1, label="Steps",
                               info=f"levels of noise; a network call each, more for repaint{more}")
             samples = gr.Slider(1, SAMPLES, 4, step=1, label="Samples",
                                 info="fills, each from its own noise, the most typical first")
@@ -441,10 +442,13 @@ def page(gr, model, front):
     def open_another(path):
         return *show(path), "", gr.update(visible=False)             # not the last one's fills
 
-    def suit(name):
+    def suit(name, steps):
         with mistakes(gr):
             method = method_called(name, model, 1)
-        return (model.ways[name], gr.update(interactive=name in methods.NETWORK),
+        has = name in methods.NETWORK
+        if has and steps in methods.STEPS.values():                  # as proposed, not chosen
+            steps = methods.usual_steps(name, model.ddpm)
+        return (model.ways[name], gr.update(value=steps, interactive=has),
                 *[gr.update(interactive=method.DRAWS)] * 2)
 
     def start(path, hole, name, steps, samples, seed, request: gr.Request):
@@ -480,8 +484,8 @@ def page(gr, model, front):
         for family, button in ask.drawn.items():
             button.click(functools.partial(show, family=family), path, [path, ask.editor],
                          show_progress="hidden")
-        ask.method.change(suit, ask.method, [ask.text, ask.steps, ask.samples, ask.seed],
-                          show_progress="hidden")
+        ask.method.change(suit, [ask.method, ask.steps],
+                          [ask.text, ask.steps, ask.samples, ask.seed], show_progress="hidden")
         ask.button.click(None, js=INTO_VIEW % ("#chain", "nearest"))
         running = ask.button.click(
             start, [path, ask.editor, ask.method, ask.steps, ask.samples, ask.seed],

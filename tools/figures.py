@@ -488,8 +488,7 @@ def compare(course, fig, picture, names, faces=None, sharpener=None):
     images = picture.expand(len(holes), -1, -1, -1)
     columns = {"to fill": grey(data.to_float(images), holes)}
     for name, title in names.items():
-        method = methods.find(name, course.ddpm, course.net, min(20, course.ddpm.T),
-                              sharpener=sharpener)
+        method = methods.find(name, course.ddpm, course.net, sharpener=sharpener)
         fill = method.fit(faces) if hasattr(method, "fit") else method.inpaint
         if sharpener and not (method.ANY_SIZE or methods.has_network(name)):
             fill = partial(sharpen.coarse_fill, fill, course.size)
@@ -545,7 +544,7 @@ def a_face_in_a_photograph(course, fig):
     photograph, hole = torch.from_numpy(skimage.data.astronaut()), torch.zeros(1, 512, 512)
     hole[:, 60:150, 205:225] = 1
     method = methods.find(methods.default(course.net), course.ddpm, course.net,
-                          min(20, course.ddpm.T), sharpener=course.sharpener)
+                          sharpener=course.sharpener)
     found, _ = faces.find(photograph, hole, course.size, course.readout)
     panels = {"to fill": torch.where(hole[0, :, :, None] > 0, 128, photograph).byte()}
     for title, known in (("window: 3 × the hole", ()), ("window: the face found", found)):
