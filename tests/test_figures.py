@@ -512,6 +512,19 @@ def test_every_point_of_quality_against_calls_is_a_result(course):
             assert (lines[-1].get_markerfacecolor() == "white") == (i > 0)
 
 
+def test_the_shipped_networks_losses_are_those_logged(course):
+    """Each line of weights/celeba64.jsonl is a point of both curves, and there are no others."""
+    (ax,) = draw("weights", course).axes
+    rows = [json.loads(line) for line in figures.LOG.read_text().splitlines()]
+    begun = {row["before"] / 1000 for row in rows}
+    lines = [line for line in ax.lines if line.get_linestyle() == "-"]
+    assert {line.get_xdata()[0] for line in ax.lines if line not in lines} == begun
+    assert len(lines) == 2 * len(begun)
+    drawn = {(line.get_color(), *point) for line in lines for point in zip(*line.get_data())}
+    assert drawn == {(figures.COLOURS[i], (row["before"] + row["images"]) / 1000, row[score])
+                     for row in rows for i, score in enumerate(("held_out", "loss"))}
+
+
 def test_the_loss_drawn_is_that_of_algorithm_1(course, monkeypatch):
     monkeypatch.setattr(figures, "STEPS", 40)
     losses = [math.exp(-i / 7) for i in range(40)]

@@ -55,6 +55,7 @@ STYLE = {                       # solid, dashed, dotted: three lines even withou
     "figure.constrained_layout.use": True, "savefig.bbox": "tight", "savefig.dpi": 100}
 COLOURS = "#14305c", "#999999", "#d0661a", "#5f7a94", "#000000"         # of methods.NETWORK
 CALLS = Path(__file__).parents[1] / "docs" / "calls.json"
+LOG = Path(__file__).parents[1] / "weights" / "celeba64.jsonl"
 OURS = "unet", "adagn", "inpainting", "animation", "sharpened"  # of our U-Net, or it knows holes
 PANEL = 1.28                    # inches, the side of an image: 128 pixels
 T = 300                         # levels, as in the course
@@ -432,6 +433,24 @@ def loss_curve(course, fig):
     left.legend()
     gallery(right, samples, labels=[f"step {stop}" for stop in stops])
     right.set_title("samples, from the same noise")
+
+
+@figure("weights", height=2.6)
+def losses_of_the_shipped_network(course, fig):
+    """From weights/celeba64.jsonl: what train.py logged, each training `before` images after the
+    first began."""
+    ax, rows = fig.subplots(), [json.loads(line) for line in LOG.read_text().splitlines()]
+    for k, (before, training) in enumerate(itertools.groupby(rows, lambda row: row["before"])):
+        training = [*training]
+        x = [(before + row["images"]) / 1000 for row in training]
+        for score, label, colour in (("loss", "training, t as in sampling", COLOURS[1]),
+                                     ("held_out", "held out, t uniform", COLOURS[0])):
+            ax.plot(x, [row[score] for row in training], color=colour, ls="-",
+                    label=None if k else label)
+        ax.axvline(before / 1000, color="black", lw=0.6, ls=":")
+    ax.set(xlabel="thousand images seen, a dotted line where a training begins",
+           ylabel="loss, of v")
+    ax.legend()
 
 
 def reverse(ddpm, eps_model, image, hole):
