@@ -28,7 +28,7 @@ class DDPM:
     become huge in x_0.
 
     `angles` [T] say how far a level is on the way from image to noise: arccos(√ᾱ_t cos θ_0) - θ_0,
-    θ_0 = 0.0125. The cosine schedule's are equal steps.
+    θ_0 = π/2 · s/(1+s), where s = 0.008 is the cosine schedule's, whose angles are equal steps.
     """
 
     def __init__(self, betas, prediction="eps", clip=False):
@@ -194,7 +194,7 @@ class DDPM:
 
         The levels are equal steps of `angles`, rounded to levels that exist. For the cosine
         schedule, these are equal steps of t; others that end in noise get nearly the same levels of
-        noise. So only the first call is spent where nearly all is noise. Raises ValueError unless
+        noise. So few calls are spent where nearly all is noise. Raises ValueError unless
         1 ≤ steps ≤ T.
         """
         if not 1 <= steps <= self.T:

@@ -213,7 +213,7 @@ def score_parts(args, images, holes, chosen, training, lpips, rulers, truth):
 
 
 def part(args, mask, name, first):
-    """By numbers, as two names joined could be those of two others."""
+    """The file of one part. Numbers name it, as two names joined could be those of two others."""
     numbers = f"{args.masks.index(mask)}.{args.methods.index(name)}.{first:06}"
     return Path(args.out) / "parts" / f"{numbers}.npz"
 
@@ -522,7 +522,7 @@ def main():
 def check_sizes(args, chosen, size):
     """Refuse what cannot look at images of a sharpener's size, only at those of `size`."""
     fixed = [name for name, method in chosen.items() if hasattr(method, "inpaint")
-             and not (method.ANY_SIZE or methods.has_network(name))]
+             and not (method.ANY_SIZE or methods.by_diffusion(name))]
     fixed += ["--features unet"] * ("unet" in (args.features or ()))
     if fixed:
         raise BadInput(f"{', '.join(fixed)}: for images of {size}×{size}, so not with --sharpen")
@@ -550,7 +550,7 @@ def find_networks(args, eps_model):
 @torch.no_grad()
 def announce(args, images, holes, chosen, rulers, eps_model, size):
     """Say what is to do and roughly how long it takes, as the networks are timed on a few images,
-    eps_model at its own `size`; methods without a network are not timed."""
+    eps_model at its own `size`; methods without it are not timed."""
     n, sets = min(len(images), args.batch if "cuda" in args.device else 2), len(images) * len(holes)
     x, t = torch.zeros(n, 3, size, size, device=args.device), torch.zeros(n, dtype=torch.int64)
 
@@ -562,10 +562,10 @@ def announce(args, images, holes, chosen, rulers, eps_model, size):
         return (time.perf_counter() - begun) / n
 
     samples = {name: args.samples if method.DRAWS else 1 for name, method in chosen.items()}
-    calls, cost = (sum(sets * samples[name] * getattr(method, kind, method.CALLS)
+    calls, cost = (sum(sets * samples[name] * getattr(method, kind, 0)
                        for name, method in chosen.items()) for kind in ("CALLS", "COST"))
     fills = sets * (sum(samples.values()) + len(args.read))
-    total = calls and cost * seconds(eps_model, x, t.to(args.device), torch.ones_like(x[:, :1]))
+    total = cost and cost * seconds(eps_model, x, t.to(args.device), torch.ones_like(x[:, :1]))
     total += sum(fills * seconds(features, images[:n]) for features in rulers.values())
     total /= distributed.WORLD_SIZE
     told = (f"{total:.0f} s" if total < 99 else f"{total / 60:.0f} min" if total < 6_000 else

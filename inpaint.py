@@ -311,7 +311,7 @@ class Filler:
 def find_sharpener(args, size):
     """The Sharpener of the network's fills, or None; args.sharpen becomes its file, or None."""
     sharpener = None
-    if methods.has_network(args.method):
+    if methods.by_diffusion(args.method):
         sharpener = sharpen.find(args.sharpen, args.weights, size, args.device)
     elif args.sharpen not in (None, "none"):
         raise BadInput(f"--sharpen is for fills of the network, not of --method {args.method}")

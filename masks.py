@@ -26,7 +26,7 @@ from PIL import Image
 STROKES, JOINTS = 4, 6            # at most so many strokes, of so many straight pieces each
 STROKE_NUMBERS = 4 + 2 * JOINTS   # radius, heading, y and x of a stroke; turn and length a piece
 NOISE = 5                         # the blobs are noise on a NOISE × NOISE grid, interpolated
-NUMBERS = 6 + STROKES * STROKE_NUMBERS    # most of an image: the mixture's choice, then a hybrid
+NUMBERS = 6 + STROKES * STROKE_NUMBERS    # at most: the mixture's choice, then a hybrid
 
 
 def center(batch, size, generator=None, device="cpu"):

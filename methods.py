@@ -44,8 +44,8 @@ def replace(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callba
 
 def repaint(ddpm, eps_model, image, hole, steps, eta=1.0, generator=None, callback=None,
             jump=JUMP, repeats=REPEATS):
-    """`replace`, going back up `jump` levels and down again `repeats` times at every jump-th level,
-    so that hole and surroundings come to agree (Lugmayr et al. 2022, Algorithm 1). With no more
+    """`replace`, but every `jump` steps are taken `repeats` times, with noise in between to go back
+    up, so that hole and surroundings come to agree (Lugmayr et al. 2022, Algorithm 1). With no more
     steps than `jump` there is nowhere to go back to, and it is `replace`."""
     return _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, "x",
                    jump, repeats)
@@ -84,16 +84,17 @@ def _travel(ddpm, eps_model, image, hole, steps, eta, generator, callback, paste
 
 
 def jump_path(steps, jump, repeats):
-    """The levels that RePaint visits, `steps` = noise … 0 = clean: down by one, which is a network
-    call, or up by `jump`. 250 steps, jump 10 and 10 repeats are 2,410 calls."""
-    left = {level: repeats - 1 for level in range(1, steps - jump + 1, jump)}
+    """The path of RePaint through the levels that `steps` steps visit, counted from 0 = clean to
+    `steps` = noise: down by one, which is a network call, or up by `jump`. 250 steps, jump 10 and
+    10 repeats are 2,410 calls."""
+    left = {place: repeats - 1 for place in range(1, steps - jump + 1, jump)}
     path = [steps]
     while path[-1] > 0:
-        level = path[-1] - 1
-        path.append(level)
-        if left.get(level, 0):
-            left[level] -= 1
-            path.append(level + jump)
+        place = path[-1] - 1
+        path.append(place)
+        if left.get(place, 0):
+            left[place] -= 1
+            path.append(place + jump)
     return path
 
 
@@ -136,10 +137,10 @@ def _guided(x0, missing, pull):
     return x0 + torch.where(moved > 1e-9 * squares, squares / moved, 0) * pull
 
 
-NETWORK = {method.__name__: method for method in (keep, replace, repaint, ddnm, pigdm)}
-UNAWARE = tuple(name for name in NETWORK if name != "keep")     # of the hole
-STEPS = dict.fromkeys(NETWORK, 20) | {"keep": 10}                # docs/calls.md
-METHODS = (*NETWORK, *sorted(file.stem for file in BASELINES.glob("[a-z]*.py")))
+DIFFUSION = {method.__name__: method for method in (keep, replace, repaint, ddnm, pigdm)}
+UNAWARE = tuple(name for name in DIFFUSION if name != "keep")     # of the hole
+STEPS = dict.fromkeys(DIFFUSION, 20) | {"keep": 10}                # docs/calls.md
+METHODS = (*DIFFUSION, *sorted(file.stem for file in BASELINES.glob("[a-z]*.py")))
 
 
 def default(eps_model):
@@ -155,14 +156,14 @@ def knows_hole(eps_model):
 
 
 def usual_steps(method, ddpm):
-    """Those of a method with the network, unless others are asked for; all of a shorter chain."""
+    """How many steps a diffusion method takes by default: STEPS, at most the chain's T."""
     return min(STEPS[method], ddpm.T)
 
 
-def has_network(name):
-    """Whether the method called `name` is one with the network, and not one of baselines/ or a
-    file."""
-    return name.partition("@")[0] in NETWORK
+def by_diffusion(name):
+    """Whether the method called `name` samples with the diffusion network, and is not one of
+    baselines/ or a file."""
+    return name.partition("@")[0] in DIFFUSION
 
 
 def find(name, ddpm, eps_model, steps=None, eta=1.0, bf16=False, callback=None, sharpener=None):
@@ -170,7 +171,7 @@ def find(name, ddpm, eps_model, steps=None, eta=1.0, bf16=False, callback=None, 
     CALLS. The settings are for those with the network; a name such as keep@50 has its own steps,
     and the default is `usual_steps`. With a Sharpener, it fills images of that one's size."""
     method, at, number = name.partition("@")
-    if has_network(name):
+    if by_diffusion(name):
         if at:
             steps = int(number) if number.isdecimal() else 0
         elif steps is None:
@@ -185,7 +186,7 @@ def find(name, ddpm, eps_model, steps=None, eta=1.0, bf16=False, callback=None, 
 
         def inpaint(image, hole, generator):
             with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
-                return NETWORK[method](ddpm, eps_model, image, hole, steps,
+                return DIFFUSION[method](ddpm, eps_model, image, hole, steps,
                                        generator=generator, **settings)
         path = jump_path(steps, JUMP, REPEATS if method == "repaint" else 1)
         calls = sum(there < here for here, there in pairwise(path))
@@ -216,6 +217,6 @@ def find(name, ddpm, eps_model, steps=None, eta=1.0, bf16=False, callback=None, 
 
 def file_of(name):
     """Where a method is written."""
-    if has_network(name):
+    if by_diffusion(name):
         return Path(__file__)
     return BASELINES / f"{name}.py" if name in METHODS else Path(name)

@@ -24,7 +24,7 @@ def linear_betas(T=300, start=1e-4, end=0.02):
 
 def rescaled_betas(T=300):
     """The straight line that T = 1000 has, in T steps: β from 0.1/T to 20/T, so that ᾱ falls as it
-    does there, to ᾱ_T ≈ 3.4e-5 at T = 300; up to T = 20, clipped as the cosine's is."""
+    does there, to ᾱ_T ≈ 3.4e-5 at T = 300; up to T = 20, the line ends at 0.999 instead."""
     _check(T)
     return linear_betas(T, 0.1 / T, min(20 / T, 0.999))
 
@@ -33,7 +33,7 @@ def cosine_betas(T=300, s=0.008, largest=0.999):
     """ᾱ falls as a squared cosine from 1 to almost 0 (Nichol and Dhariwal 2021, eq. 17).
 
     f(u) = cos²((u + s)/(1 + s) · π/2),  ᾱ_t = f((t+1)/T) / f(0),  β_t = 1 - ᾱ_t / ᾱ_{t-1},
-    clipped at `largest`: without the clip the last β would be 1 and x_T would forget x_0 entirely.
+    clipped at `largest`: without the clip ᾱ_T would be 0, by whose root `DDPM.predict_x0` divides.
     """
     _check(T)
     u = torch.arange(T + 1, dtype=torch.float64) / T

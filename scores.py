@@ -107,7 +107,7 @@ def interval(values, seed=0, resamples=2_000):
     if values.min() == values.max():
         return mean, mean, mean
     drawn = values[np.random.default_rng(seed).integers(n, size=(resamples, n))]
-    errors = drawn.std(axis=1, ddof=1)
+    errors = drawn.std(axis=1, ddof=1)                    # × √n, as values.std below: it cancels
     varied = errors > 1e-9 * values.std()                             # t of equal values: 0/0
     t = (drawn.mean(axis=1) - mean)[varied] / errors[varied]
     low, high = np.percentile(t, [2.5, 97.5]) * values.std(ddof=1)

@@ -9,7 +9,8 @@
 Every --every steps, --out gets a line in `log.jsonl` and new `samples.png`; then, if --save-every
 seconds have passed since the last, `checkpoint.pt` (all that --resume needs) and `weights.pt` (the
 moving average alone, in half precision: what inpaint.py loads). The log's `held_out` is the loss on
-images of the validation split: once it rises, the network is memorising the training images.
+images of the validation split, with t uniform: compare it with itself only. If it goes on rising
+while `loss` falls, the network is memorising the training images.
 The command for a sharpener is in sharpen.py.
 """
 import argparse
@@ -63,7 +64,7 @@ def train(args, checkpoint=None):
                       else (x0, None))
         loss = algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator, args.bf16,  # 3 … 5
                            coarse, replay)
-        update_ema(ema, net, min(args.ema, (1 + step) / (10 + step)))     # the first soon go
+        update_ema(ema, net, min(args.ema, (1 + step) / (10 + step)))   # forgets the first
 
         run.record({"loss": loss})
         if run.due and run.first:
@@ -187,8 +188,8 @@ def load_validation(args):
 
 @torch.no_grad()
 def held_out_loss(args, ddpm, ema, images):
-    """The moving average's loss on `images`, always with the same t, holes and noise, whatever the
-    batch, so that the losses of two steps or runs compare; None without images."""
+    """The moving average's loss on `images`, always with the same t (uniform), holes and noise,
+    whatever the batch, so that the losses of two steps or runs compare; None without images."""
     if images is None:
         return None
     device = next(ema.parameters()).device

@@ -1,8 +1,9 @@
-"""The U-Net that predicts the noise: eps_model(x, t, hole) -> [B, 3, H, W]. (A sharpener, the
-second network of sharpen.py, which adds detail to an enlarged fill, is given that fill too.)
+"""The U-Net: eps_model(x, t, hole) -> [B, 3, H, W], the noise, or what else `DDPM.predict` takes
+it for. (A sharpener, the second network of sharpen.py, which adds detail to an enlarged fill, is
+given that fill, too.)
 
-                x, hole ─ patches ─ stem ──────────────── head ─ pixels
-                                     ↓   ↘            ↗   ↑
+                x, hole ─ patches ─ stem                 head ─ pixels
+                                     ↓                    ↑
                             32×32   blocks ── skips ── blocks
                                        ↓                ↑
                             16×16   blocks ── skips ── blocks      with self-attention
@@ -174,7 +175,7 @@ class UNet(nn.Module):
 
 
 def group_norm(channels):
-    """Normalization in 32 groups, or in as many of them as divide the channels."""
+    """Normalization in 32 groups, or gcd(32, channels) where 32 does not divide the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 

@@ -505,7 +505,7 @@ def test_every_point_of_quality_against_calls_is_a_result(course):
                 for i, run in enumerate(runs if score == "crps_minus_first" else runs[:1])
                 for r in run["results"] if r["mask"] == hole}
         assert len(drawn) == len(told)
-        colour = dict(zip(figures.methods.NETWORK, figures.COLOURS))
+        colour = dict(zip(figures.methods.DIFFUSION, figures.COLOURS))
         for point, (method, i) in told.items():
             (lines,) = [lines for at, lines in drawn.items() if np.allclose(at, point, atol=1e-6)]
             assert lines[-1].get_color() == colour[method]

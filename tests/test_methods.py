@@ -11,14 +11,14 @@ from schedules import cosine_betas, rescaled_betas
 from support.cli import BadInput
 from worlds import F64, two_pixels
 
-EXACT = pytest.mark.parametrize("name", methods.NETWORK)
+EXACT = pytest.mark.parametrize("name", methods.DIFFUSION)
 
 
 def fills(name, world, n=8_000, known=1.4, steps=None, **settings):
     """The right one of two pixels, [n], filled by the method when the left one is `known`."""
     image = torch.tensor([known, 0.0], dtype=F64).reshape(1, 1, 1, 2).expand(n, -1, -1, -1)
     hole = torch.tensor([0.0, 1.0], dtype=F64).reshape(1, 1, 1, 2).expand(n, -1, -1, -1)
-    x = methods.NETWORK[name](world.process, world, image, hole, steps or world.process.T,
+    x = methods.DIFFUSION[name](world.process, world, image, hole, steps or world.process.T,
                               generator=torch.Generator().manual_seed(0), **settings)
     assert torch.equal(x[..., 0], image[..., 0]), "known pixels are exact"
     return x[:, 0, 0, 1]

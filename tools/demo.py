@@ -93,7 +93,7 @@ def ways(ddpm, eps_model):
     if not methods.knows_hole(eps_model):
         names.remove("keep")
     found = {name: methods.find(name, ddpm, eps_model, 1) for name in names}
-    texts = {name: (methods.NETWORK.get(name) or method).__doc__ for name, method in found.items()
+    texts = {name: (methods.DIFFUSION.get(name) or method).__doc__ for name, method in found.items()
              if hasattr(method, "inpaint")}
     return {name: " ".join(text.split("\n\n")[0].split()) for name, text in texts.items()}
 
@@ -259,7 +259,7 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
         found, none = faces.find(photograph.rgb, hole, size, model.readout)
         note = f"; {faces.NONE}" if none else ""
     planned = inpaint.plan(hole, size, found=found)
-    sharpened = model.sharpener and methods.has_network(name)
+    sharpened = model.sharpener and methods.by_diffusion(name)
     shown = model.sharpener.size if sharpened else size
     total = method.CALLS * len(planned)
     watch = Watch(max(total, 1), listens)
@@ -278,7 +278,7 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
         "python", "inpaint.py", *[here + title] * bool(path), "--mask", f"{here}{stem}_hole.png",
         "--method", name, "--steps", steps, "--samples", samples, "--seed", seed,
         *["--weights", model.weights] * (model.weights != inpaint.WEIGHTS),
-        *["--sharpen", model.sharpen] * bool(model.sharpen and methods.has_network(name))]))
+        *["--sharpen", model.sharpen] * bool(model.sharpen and methods.by_diffusion(name))]))
     made = {**model.made, "seed": seed, "command": command}
     pictures = write(new_folder(), stem, photograph, hole, fills, made)
     film = [(at, *([row[k] for k in order] for row in rows)) for at, *rows in watch.film]
@@ -445,7 +445,7 @@ def page(gr, model, front):
     def suit(name, steps):
         with mistakes(gr):
             method = method_called(name, model, 1)
-        has = name in methods.NETWORK
+        has = name in methods.DIFFUSION
         if has and steps in methods.STEPS.values():                  # as proposed, not chosen
             steps = methods.usual_steps(name, model.ddpm)
         return (model.ways[name], gr.update(value=steps, interactive=has),

@@ -53,7 +53,7 @@ STYLE = {                       # solid, dashed, dotted: three lines even withou
     "axes.spines.right": False, "axes.spines.top": False, "axes.titlesize": 10, "font.size": 9,
     "image.cmap": "gray", "legend.frameon": False, "lines.linewidth": 2,
     "figure.constrained_layout.use": True, "savefig.bbox": "tight", "savefig.dpi": 100}
-COLOURS = "#14305c", "#999999", "#d0661a", "#5f7a94", "#000000"         # of methods.NETWORK
+COLOURS = "#14305c", "#999999", "#d0661a", "#5f7a94", "#000000"         # of methods.DIFFUSION
 CALLS = Path(__file__).parents[1] / "docs" / "calls.json"
 LOG = Path(__file__).parents[1] / "weights" / "celeba64.jsonl"
 OURS = "unet", "adagn", "inpainting", "animation", "sharpened"  # of our U-Net, or it knows holes
@@ -509,9 +509,9 @@ def compare(course, fig, picture, names, faces=None, sharpener=None):
     for name, title in names.items():
         method = methods.find(name, course.ddpm, course.net, sharpener=sharpener)
         fill = method.fit(faces) if hasattr(method, "fit") else method.inpaint
-        if sharpener and not (method.ANY_SIZE or methods.has_network(name)):
+        if sharpener and not (method.ANY_SIZE or methods.by_diffusion(name)):
             fill = partial(sharpen.coarse_fill, fill, course.size)
-        samples = 1 + (name in methods.NETWORK)
+        samples = 1 + (name in methods.DIFFUSION)
         fills = inpaint.fill(fill, images, holes, samples)
         for k in range(samples):
             columns[title + f",\nsample {k + 1}" * (samples > 1)] = data.to_float(fills[:, k])
@@ -591,7 +591,7 @@ def quality_against_calls(course, fig):
     for i, hole in enumerate(("center", "irregular")):
         axes[i, 0].set_ylabel(f"{hole} holes", fontsize="large")
         for ax, (score, title) in zip(axes[i], titles.items()):
-            for method, colour, marker in zip(methods.NETWORK, COLOURS, "os^Dv"):
+            for method, colour, marker in zip(methods.DIFFUSION, COLOURS, "os^Dv"):
                 for first, run_ in zip((True, False), runs):
                     rows = sorted((r for r in run_["results"] if r["mask"] == hole
                                    and r["method"].partition("@")[0] == method
