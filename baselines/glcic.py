@@ -231,7 +231,7 @@ def draw(args, C, images):
 def read(path):
     """C, from a weights.pt or a checkpoint.pt."""
     missing = ("no such file; copy a weights.pt of python -m baselines.glcic train --data PATH "
-               "(encoder_decoder: --loss l2) there")
+               "(encoder_decoder: --loss l2; gated_convolution: --gated) there")
     with reading(path, "weights that baselines/glcic.py wrote", missing):
         content = read_tensors(path)
         C = rebuild(Completion, content["settings"], content["C"])
@@ -256,7 +256,7 @@ def parse(argv=None):
     """As `runs.parse`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("command", choices=["train"], help="--steps: 18%% are phase one, 2%% phase two")
+    add("command", choices=["train"], help="18%% of --steps are phase one, 2%% phase two")
     runs.add_flags(parser, out="runs/glcic")
     add("--loss", choices=("gan", "l2"), default="gan", help="l2: no adversary")
     add("--gated", action="store_true", help="gated convolutions")

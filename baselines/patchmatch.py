@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 DRAWS = False      # the search is random, but not for the sake of many answers
 PATCH = 7          # pixels, the side of a patch
-COARSEST = 16      # pixels, a side below which the picture is not halved again
+COARSEST = 16      # pixels, the least side of a halved picture
 ROUNDS = 6         # of search and vote, a level
 SEARCHES = 2       # of propagation and random search, a round
 

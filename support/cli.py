@@ -39,7 +39,7 @@ def run(main, memory="--batch"):
 
 def lacks_memory(error):
     """Whether this is Python's, numpy's or torch's way to say that there is not enough memory."""
-    lacking = "out of memory|can't allocate memory|array is too big"
+    lacking = "out of memory|can't allocate memory"
     return isinstance(error, MemoryError) or bool(re.search(lacking, str(error)))
 
 

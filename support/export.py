@@ -33,8 +33,8 @@ pipeline_tag: image-to-image
 
 # {title}
 
-A network that fills holes in images of {size}×{size} pixels by denoising diffusion (Ho et al.
-2020), with the known pixels kept: {millions:.1f} M parameters, {kind}, T = {T} levels of noise,
+A network that {does} images of {size}×{size} pixels by denoising diffusion (Ho et al. 2020), with
+the known pixels kept: {millions:.1f} M parameters, {kind}, T = {T} levels of noise,
 schedule {schedule}, predicts {prediction}.
 
 **For non-commercial research only**, as is CelebA (Liu et al. 2015), on which the weights are
@@ -54,6 +54,7 @@ def export(out, weights, title):
     from_checkpoint(weights, checkpoint)                         # refuses what is damaged
     out, tensors = Path(out), {name: t.contiguous() for name, t in checkpoint["ema"].items()}
     settings, made = checkpoint["settings"], checkpoint.get("made with", {})
+    sharpens = settings["unet"].get("coarse_size")
     needed("safetensors")
     from safetensors.torch import save_file
 
@@ -62,7 +63,8 @@ def export(out, weights, title):
         title=title, size=settings["unet"]["size"], kind=str(tensors["stem.weight"].dtype)[6:],
         millions=sum(t.numel() for t in tensors.values()) / 1e6,
         version=f"commit {made['version']}, " if made.get("version") else "",
-        flag="--sharpen" if settings["unet"].get("coarse_size") else "--weights",
+        flag="--sharpen" if sharpens else "--weights",
+        does="sharpens fills of holes in" if sharpens else "fills holes in",
         step=checkpoint.get("step"), T=settings["T"], schedule=settings["schedule"],
         prediction=settings["prediction"])
     if "settings" not in read_json(out / "config.json"):
@@ -95,4 +97,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main, memory="nothing: the weights alone do not fit")
+    run(main, memory="the size of the network, which does not fit")

@@ -50,25 +50,41 @@ def lock_folder(folder, wait=False):
     """Make the folder and lock it: a second process is refused, or waits. The operating system
     releases the lock when the process ends, however it ends; half-written files of a killed process
     are removed."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    place = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
-        if fcntl:
-            fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            remove_leftovers(folder)
+        place = locked(folder, wait)
     except BlockingIOError:
-        os.close(place)
         raise BadInput(f"{folder}: another process is at work there; wait for it, or name another "
                        "--out") from None
-    except OSError:                                              # a file system without locks
-        pass
     try:
         yield
     finally:
-        if fcntl:
-            os.close(place)
         with contextlib.suppress(OSError):
             os.rmdir(folder)                                     # if nothing was written
+        if fcntl:
+            os.close(place)
+
+
+def locked(folder, wait):
+    """A descriptor of the folder, with the lock, where there are locks. Who waited makes the folder
+    anew if the one before it removed it."""
+    while True:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if not fcntl:
+            return None
+        place = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(place), os.stat(folder)):
+                remove_leftovers(folder)
+                return place
+        except BlockingIOError:
+            os.close(place)
+            raise
+        except FileNotFoundError:
+            pass
+        except OSError:                                          # a file system without locks
+            return place
+        os.close(place)
 
 
 def remove_leftovers(folder, pattern=HALF.format("*", "[0-9]*")):

@@ -242,8 +242,10 @@ def test_the_chain_can_be_looked_at_again_from_noise_to_the_fill(fill, model):
 
 def test_fills_are_sharpened_where_the_network_has_a_sharpener(fill, model):
     """The chain goes on at the sharpener's size; methods without the network are as they were."""
-    model = model._replace(sharpener=sharpener_of_noise(SIZE, 2 * SIZE), sharpen="two.pt")
-    *steps, (state, _, command) = fill(None, "center", steps=6, model=model)
+    model = model._replace(sharpener=sharpener_of_noise(SIZE, 2 * SIZE), sharpen="two.pt",
+                           made={**model.made, "sharpener": "its hash"})
+    *steps, (state, pictures, command) = fill(None, "center", steps=6, model=model)
+    assert Image.open(pictures[1][0]).text["sharpener"] == "its hash"
     told = [line for (line, *_), _, _ in steps]
     assert told[1].endswith(f" of {model.ddpm.T}") and told[-1].endswith(" of 300, sharpening")
     assert "after the step at t = " in demo.as_html(*state[3][0]) and "--sharpen two.pt" in command
@@ -253,8 +255,9 @@ def test_fills_are_sharpened_where_the_network_has_a_sharpener(fill, model):
     first, last = (pictures_of(demo.as_html(*state[3][k])) for k in (0, -1))
     assert first[0].shape == (SIZE, SIZE, 3) and last[0].shape == (2 * SIZE, 2 * SIZE, 3)
     assert f"{2 * SIZE}×{2 * SIZE}" in demo.knowledge(model)
-    *_, (state, _, command) = fill(None, "center", "glcic", model=model)
+    *_, (state, pictures, command) = fill(None, "center", "glcic", model=model)
     assert "1 fill, 1 network call each" in state[0] and "--sharpen" not in command
+    assert "sharpener" not in Image.open(pictures[1][0]).text
 
 
 def test_the_page_takes_a_sharpener_as_inpaint_does(weights):
@@ -554,7 +557,7 @@ def test_only_the_pages_own_address_is_answered(server):
     """Neither another site's request, nor one under a name that was pointed at this machine."""
     visitor = Visitor(server)
     port = server.rpartition(":")[2]
-    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"):
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LocalHost:{port}", f"[::1]:{port}"):
         assert visitor.ask("GET", "/", Host=host)[0] == 200
     for host in (f"evil.example:{port}", "127.0.0.1.evil.example", ""):
         assert visitor.ask("GET", "/", Host=host)[0] == 403, host

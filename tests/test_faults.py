@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,21 @@ def test_a_second_process_in_the_same_folder_is_refused_and_a_killed_one_leaves_
     os.waitpid(first, 0)
     assert life(main, *argv)[0] == 0
     assert not (tmp_path / "out" / ".weights.pt.123.tmp").exists(), "half a file was left over"
+
+
+def test_who_waits_for_a_folder_that_is_then_removed_makes_it_anew(tmp_path):
+    """Several times, as the two ends of a lock meet in either order."""
+    def second():
+        with files.lock_folder(out, wait=True):
+            (out / "written").write_text("by the second")
+
+    for out in (tmp_path / str(i) for i in range(20)):
+        with ThreadPoolExecutor() as pool:
+            with files.lock_folder(out):
+                waiting = pool.submit(second)
+                time.sleep(0.01)
+            waiting.result(HANG)
+        assert (out / "written").read_text() == "by the second"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -45,7 +45,7 @@ from unet import UNet
 
 def works(args, net, x0, hole, plain=False):
     """(a forward pass, a training step as in train.py, sampling) as functions without arguments;
-    `plain`: in float32, not compiled, optimizer and moving average a parameter at a time."""
+    `plain`: in float32, not compiled, AdamW and the moving average a parameter at a time."""
     ddpm = DDPM(rescaled_betas().to(x0.device), "v", clip=True)
     t = torch.full((len(x0),), 150, device=x0.device)
     ema, generator = copy.deepcopy(net).requires_grad_(False), torch.Generator()

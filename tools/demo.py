@@ -93,7 +93,8 @@ def ways(ddpm, eps_model):
     if not methods.knows_hole(eps_model):
         names.remove("keep")
     found = {name: methods.find(name, ddpm, eps_model, 1) for name in names}
-    texts = {name: (methods.DIFFUSION.get(name) or method).__doc__ for name, method in found.items()
+    texts = {name: (methods.DIFFUSION.get(name) or method).__doc__ or name
+             for name, method in found.items()
              if hasattr(method, "inpaint")}
     return {name: " ".join(text.split("\n\n")[0].split()) for name, text in texts.items()}
 
@@ -280,6 +281,8 @@ def fill(model, new_folder, path, drawn, name, steps, samples, seed, listens=lam
         *["--weights", model.weights] * (model.weights != inpaint.WEIGHTS),
         *["--sharpen", model.sharpen] * bool(model.sharpen and methods.by_diffusion(name))]))
     made = {**model.made, "seed": seed, "command": command}
+    if not sharpened:
+        made.pop("sharpener", None)
     pictures = write(new_folder(), stem, photograph, hole, fills, made)
     film = [(at, *([row[k] for k in order] for row in rows)) for at, *rows in watch.film]
     yield (status, watch.total, watch.total, film), pictures, command
@@ -350,7 +353,8 @@ SCRUB = """element.addEventListener("input", event =>
     element.querySelectorAll(".frame").forEach((one, k) => one.hidden = k != event.target.value))"""
 INTO_VIEW = """() => {setTimeout(() => document.querySelector("%s")?.scrollIntoView(
     {behavior: "smooth", block: "%s"}), 300)}"""
-STOPPED = """shown => shown.replace("<p>at work …", "<p>stopped before the first call")
+STOPPED = """shown => shown
+    .replace(/<p>(looking for faces|at work) …/, "<p>stopped before the first call")
     .replace("<p>t =", "<p>stopped at t =").replace("<progress></progress>", "")"""
 
 

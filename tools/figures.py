@@ -44,6 +44,7 @@ from ddpm import DDPM
 from schedules import SCHEDULES, cosine_betas, linear_betas
 from support.cli import BadInput, check_empty, run
 from support.files import atomic_write
+from support.foreign import local
 from support.runs import WEIGHTS_HELP
 from unet import SelfAttention, UNet, timestep_embedding
 
@@ -79,6 +80,7 @@ class Course:
     """What the figures share. x is the photograph, [1, 3, size, size] in [-1, 1]."""
 
     def __init__(self, weights=inpaint.WEIGHTS):
+        weights = local(weights)
         self.ddpm, self.net, self.size = inpaint.load_weights(weights)
         self.sharpener = sharpen.find(None, weights, self.size)
         self.shown = self.sharpener.size if self.sharpener else self.size
@@ -668,4 +670,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, memory="the network's size: name other --weights")

@@ -37,7 +37,7 @@ FOLDER = "files"                          # beneath the working folder: gradio's
 LIFE, ROOM = 3600, 2 ** 31                # seconds that a file is kept; bytes of all, at most
 REQUEST = 2 ** 20                         # bytes of a request that is no upload
 HOURLY, OPEN = 2 ** 29, 64                # bytes that an address may send; its requests at a time
-LEAST = 2 ** 16                           # what a small request counts as: so 8,192 an hour at most
+LEAST = 2 ** 16                           # what a small POST counts as: so 8,192 an hour at most
 JOBS = 4                                  # calls of a kind, at work or waiting, of an address
 UNREAD, BEHIND = 8, 2                     # messages at most of a visit: for a call, for a frame
 SESSIONS = 500                            # visits that gradio remembers
@@ -61,7 +61,7 @@ class Guard:
 
     def __init__(self, upload, name="localhost"):
         self.app, self.queue, self.upload, self.hour = None, None, upload, time.monotonic()
-        self.names = {"localhost", name, socket.gethostname()}
+        self.names = {each.lower() for each in ("localhost", name, socket.gethostname())}
         self.sent, self.open = Counter(), Counter()                  # by address
         self.streams, self.seen = Counter(), {}                      # by session
 
@@ -130,7 +130,7 @@ class Guard:
         name = re.sub(r":\d+$", "", host)
         with suppress(ValueError):
             return bool(ipaddress.ip_address(name.strip("[]")))
-        return name in self.names
+        return name.lower() in self.names
 
     def listens(self, session):
         """Whether somebody waits for this session's results, or did so a moment ago."""

@@ -23,8 +23,10 @@ async function draw(url) {
     layer.src = url
     await layer.decode()
   }
-  pen.clearRect(0, 0, hole.width, hole.height)
-  if (url) pen.drawImage(layer, 0, 0)
+  if (url === props.value) {                             // not undone or cleared in the meantime
+    pen.clearRect(0, 0, hole.width, hole.height)
+    if (url) pen.drawImage(layer, 0, 0)
+  }
   element.dataset.shown = Number(element.dataset.shown || 0) + 1
 }
 
