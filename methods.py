@@ -187,7 +187,7 @@ def find(name, ddpm, eps_model, steps=None, eta=1.0, bf16=False, callback=None, 
         def inpaint(image, hole, generator):
             with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
                 return DIFFUSION[method](ddpm, eps_model, image, hole, steps,
-                                       generator=generator, **settings)
+                                         generator=generator, **settings)
         path = jump_path(steps, JUMP, REPEATS if method == "repaint" else 1)
         calls = sum(there < here for here, there in pairwise(path))
         cost = calls * (2 if method == "pigdm" else 1)     # its backward pass takes about as long

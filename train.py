@@ -64,7 +64,7 @@ def train(args, checkpoint=None):
                       else (x0, None))
         loss = algorithm_1(ddpm, eps_model, optimizers, x0, hole, generator, args.bf16,  # 3 … 5
                            coarse, replay)
-        update_ema(ema, net, min(args.ema, (1 + step) / (10 + step)))   # forgets the first
+        update_ema(ema, net, min(args.ema, (1 + step) / (10 + step)))   # at first a short average
 
         run.record({"loss": loss})
         if run.due and run.first:

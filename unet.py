@@ -1,6 +1,6 @@
-"""The U-Net: eps_model(x, t, hole) -> [B, 3, H, W], the noise, or what else `DDPM.predict` takes
-it for. (A sharpener, the second network of sharpen.py, which adds detail to an enlarged fill, is
-given that fill, too.)
+"""The U-Net: eps_model(x, t, hole) -> [B, 3, H, W], an estimate of ε, v or x_0 (`DDPM.predict`).
+(A sharpener, the second network of sharpen.py, which adds detail to an enlarged fill, is given that
+fill, too.)
 
                 x, hole ─ patches ─ stem                 head ─ pixels
                                      ↓                    ↑

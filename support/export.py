@@ -97,4 +97,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main, memory="the size of the network, which does not fit")
+    run(main, memory="what else uses memory")

@@ -71,7 +71,10 @@ def locked(folder, wait):
         Path(folder).mkdir(parents=True, exist_ok=True)
         if not fcntl:
             return None
-        place = os.open(folder, os.O_RDONLY)
+        try:
+            place = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         try:
             fcntl.flock(place, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.path.samestat(os.fstat(place), os.stat(folder)):

@@ -147,7 +147,7 @@ def save(args, settings, state, shipped, generator, step, losses, seen):
 
 
 def made_with(args):
-    """The settings behind an output, but for those that are paths of this machine."""
+    """The settings that reproduce an output, without the paths of this machine."""
     left_out = "data", "out", "cache", "init", "bf16_asked"
     return {"version": version(), "torch": str(torch.__version__),
             **{key: value for key, value in vars(args).items() if key not in left_out}}

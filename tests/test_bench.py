@@ -120,7 +120,7 @@ def test_every_row_is_measured(monkeypatch, as_user):
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][1:]
     assert {row[0].strip("| ") for row in rows} >= {
         "training step", "forward", "sampling, 2 calls", "holes", "packing JPEGs", "all scores",
-        "inpaint.py, start to end"}
+        "inpaint.py, 10 calls, start to end"}
     assert ["training step", "the same, plain"] in [[cell.strip("| ") for cell in row[:2]]
                                                     for row in rows]
     assert printed.count("a training step goes into") == 2

@@ -1011,12 +1011,14 @@ def test_controls_that_a_method_does_not_use_are_grey(visit):
 
 def test_a_method_proposes_its_steps_but_those_that_were_chosen_stay(visit):
     box = "input[type=number][aria-label*=Steps]"
-    for chosen, expected in ((10, "20"), (7, "7")):
-        page = visit(steps=chosen)
-        for method, state in (("patchmatch", ":disabled"), ("ddnm", ":enabled")):
-            choose(page, method)
-            page.wait_for_selector(box + state)
-        assert page.input_value(box) == expected
+    for chosen, expected in ((10, "20, 10"), (7, "7, 7"), (20, "20, 20")):
+        page, found = visit(steps=chosen), []
+        for method in ("ddnm", "keep"):
+            for other, state in (("patchmatch", ":disabled"), (method, ":enabled")):
+                choose(page, other)
+                page.wait_for_selector(box + state)
+            found.append(page.input_value(box))
+        assert ", ".join(found) == expected
 
 
 def test_stopped_it_says_so_and_can_be_begun_again(visit, tmp_path):

@@ -19,7 +19,7 @@ def fills(name, world, n=8_000, known=1.4, steps=None, **settings):
     image = torch.tensor([known, 0.0], dtype=F64).reshape(1, 1, 1, 2).expand(n, -1, -1, -1)
     hole = torch.tensor([0.0, 1.0], dtype=F64).reshape(1, 1, 1, 2).expand(n, -1, -1, -1)
     x = methods.DIFFUSION[name](world.process, world, image, hole, steps or world.process.T,
-                              generator=torch.Generator().manual_seed(0), **settings)
+                                generator=torch.Generator().manual_seed(0), **settings)
     assert torch.equal(x[..., 0], image[..., 0]), "known pixels are exact"
     return x[:, 0, 0, 1]
 

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import data
 import masks
+import methods
 import muon
 import scores
 import train
@@ -98,7 +99,7 @@ def around(args, folder):
                 pack, lambda: [data.square(data.open_image(path), args.size) for path in paths]),
             "all scores | scikit-image's SSIM alone": (
                 lambda: scores.score(images, fills[:, None], hole), ssim),
-            "inpaint.py, start to end | import torch": (
+            f"inpaint.py, {methods.STEPS['keep']} calls, start to end | import torch": (
                 lambda: start(command), lambda: start([sys.executable, "-c", "import torch"]))}
 
 

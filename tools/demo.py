@@ -390,8 +390,8 @@ def asking(gr, model):
                                   for name in model.ways], value=first, label="Method")
             text = gr.Markdown(model.ways[first])
             more = f"; {sharpen.calls(model.sharpener)} to sharpen" if model.sharpener else ""
-            usual = methods.usual_steps(first, model.ddpm)
-            steps = gr.Slider(1, model.ddpm.T, usual, step=1, label="Steps",
+            proposed = gr.State(methods.usual_steps(first, model.ddpm))
+            steps = gr.Slider(1, model.ddpm.T, proposed.value, step=1, label="Steps",
                               info=f"levels of noise; a network call each, more for repaint{more}")
             samples = gr.Slider(1, SAMPLES, 4, step=1, label="Samples",
                                 info="fills, each from its own noise, the most typical first")
@@ -446,13 +446,13 @@ def page(gr, model, front):
     def open_another(path):
         return *show(path), "", gr.update(visible=False)             # not the last one's fills
 
-    def suit(name, steps):
+    def suit(name, steps, proposed):
         with mistakes(gr):
             method = method_called(name, model, 1)
         has = name in methods.DIFFUSION
-        if has and steps in methods.STEPS.values():                  # as proposed, not chosen
-            steps = methods.usual_steps(name, model.ddpm)
-        return (model.ways[name], gr.update(value=steps, interactive=has),
+        if has and steps == proposed:                                # and not chosen
+            steps = proposed = methods.usual_steps(name, model.ddpm)
+        return (model.ways[name], gr.update(value=steps, interactive=has), proposed,
                 *[gr.update(interactive=method.DRAWS)] * 2)
 
     def start(path, hole, name, steps, samples, seed, request: gr.Request):
@@ -488,8 +488,9 @@ def page(gr, model, front):
         for family, button in ask.drawn.items():
             button.click(functools.partial(show, family=family), path, [path, ask.editor],
                          show_progress="hidden")
-        ask.method.change(suit, [ask.method, ask.steps],
-                          [ask.text, ask.steps, ask.samples, ask.seed], show_progress="hidden")
+        ask.method.change(suit, [ask.method, ask.steps, ask.proposed],
+                          [ask.text, ask.steps, ask.proposed, ask.samples, ask.seed],
+                          show_progress="hidden")
         ask.button.click(None, js=INTO_VIEW % ("#chain", "nearest"))
         running = ask.button.click(
             start, [path, ask.editor, ask.method, ask.steps, ask.samples, ask.seed],

@@ -584,10 +584,10 @@ def a_face_in_a_photograph(course, fig):
 
 @figure("calls", height=5.2)
 def quality_against_calls(course, fig):
-    """From docs/calls.json: runs of evaluate.py that begin with keep@20. CRPS is paired with
-    keep@20's, which the number of images does not shift; the rest is of the largest run."""
+    """From docs/calls.json: runs of evaluate.py that begin with keep@10. CRPS is paired with
+    keep@10's, which the number of images does not shift; the rest is of the largest run."""
     runs, axes = json.loads(CALLS.read_text()), fig.subplots(2, 4, sharex=True, sharey="col")
-    titles = {"crps_minus_first": "CRPS minus keep's at 20\n(of 255; low is good)",
+    titles = {"crps_minus_first": "CRPS minus keep's at 10\n(of 255; low is good)",
               "fd": "Fréchet distance\n(low is good)", "spread_skill": "spread/skill\n(1 is right)",
               "psnr_hole": "PSNR of one sample, dB\n(a blur's is high)"}
     for i, hole in enumerate(("center", "irregular")):
