@@ -396,8 +396,7 @@ def parse():
     add("--save", action="store_true", help="write inputs, holes and fills under --out/fills")
     add("--samples", type=int, default=4, help="fills of an image by a method that draws; of one, "
         "there is no CRPS")
-    add("--steps", type=int, help="levels of noise; a network call each, more for repaint; "
-        f"default: {methods.STEPS['keep']} for keep, 20 for the others")
+    add("--steps", type=int, help=methods.STEPS_HELP)
     add("--eta", type=float, default=1.0, help="0: deterministic … 1: ancestral, the default")
     add("--bf16", action="store_true", help="bfloat16 matrix products in the network")
     add("--perceptual", action=argparse.BooleanOptionalAction, default=True,

@@ -198,8 +198,7 @@ def parse():
         "them: as for train.py's --data")
     add("--samples", type=int, default=4, help="fills of every image, by a method that draws; the "
         "one nearest to their mean comes first")
-    add("--steps", type=int, help="levels of noise, at most the chain's T; a network call each, "
-        f"more for repaint; default: {methods.STEPS['keep']} for keep, 20 for the others")
+    add("--steps", type=int, help=methods.STEPS_HELP)
     add("--eta", type=float, default=1.0, help="0: deterministic … 1: ancestral, as in DDPM, the "
         "default")
     add("--seed", type=int, default=0, help="of the noise and of a drawn hole")

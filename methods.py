@@ -140,6 +140,8 @@ def _guided(x0, missing, pull):
 DIFFUSION = {method.__name__: method for method in (keep, replace, repaint, ddnm, pigdm)}
 UNAWARE = tuple(name for name in DIFFUSION if name != "keep")     # of the hole
 STEPS = dict.fromkeys(DIFFUSION, 20) | {"keep": 10}                # docs/calls.md
+STEPS_HELP = ("levels of noise, at most the chain's T; a network call each, more for repaint; "
+              f"default: {STEPS['keep']} for keep, {STEPS['repaint']} for the others")
 METHODS = (*DIFFUSION, *sorted(file.stem for file in BASELINES.glob("[a-z]*.py")))
 
 

@@ -94,8 +94,7 @@ def ways(ddpm, eps_model):
         names.remove("keep")
     found = {name: methods.find(name, ddpm, eps_model, 1) for name in names}
     texts = {name: (methods.DIFFUSION.get(name) or method).__doc__ or name
-             for name, method in found.items()
-             if hasattr(method, "inpaint")}
+             for name, method in found.items() if hasattr(method, "inpaint")}
     return {name: " ".join(text.split("\n\n")[0].split()) for name, text in texts.items()}
 
 
@@ -449,7 +448,7 @@ def page(gr, model, front):
     def suit(name, steps, proposed):
         with mistakes(gr):
             method = method_called(name, model, 1)
-        has = name in methods.DIFFUSION
+        has = methods.by_diffusion(name)
         if has and steps == proposed:                                # and not chosen
             steps = proposed = methods.usual_steps(name, model.ddpm)
         return (model.ways[name], gr.update(value=steps, interactive=has), proposed,

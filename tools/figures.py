@@ -43,7 +43,7 @@ from baselines import patchmatch, scene_completion
 from ddpm import DDPM
 from schedules import SCHEDULES, cosine_betas, linear_betas
 from support.cli import BadInput, check_empty, run
-from support.files import atomic_write
+from support.files import ROOT, atomic_write
 from support.foreign import local
 from support.runs import WEIGHTS_HELP
 from unet import SelfAttention, UNet, timestep_embedding
@@ -55,8 +55,7 @@ STYLE = {                       # solid, dashed, dotted: three lines even withou
     "image.cmap": "gray", "legend.frameon": False, "lines.linewidth": 2,
     "figure.constrained_layout.use": True, "savefig.bbox": "tight", "savefig.dpi": 100}
 COLOURS = "#14305c", "#999999", "#d0661a", "#5f7a94", "#000000"         # of methods.DIFFUSION
-CALLS = Path(__file__).parents[1] / "docs" / "calls.json"
-LOG = Path(__file__).parents[1] / "weights" / "celeba64.jsonl"
+CALLS, LOG = ROOT / "docs" / "calls.json", inpaint.WEIGHTS.with_suffix(".jsonl")
 OURS = "unet", "adagn", "inpainting", "animation", "sharpened"  # of our U-Net, or it knows holes
 PANEL = 1.28                    # inches, the side of an image: 128 pixels
 T = 300                         # levels, as in the course
@@ -513,7 +512,7 @@ def compare(course, fig, picture, names, faces=None, sharpener=None):
         fill = method.fit(faces) if hasattr(method, "fit") else method.inpaint
         if sharpener and not (method.ANY_SIZE or methods.by_diffusion(name)):
             fill = partial(sharpen.coarse_fill, fill, course.size)
-        samples = 1 + (name in methods.DIFFUSION)
+        samples = 1 + methods.by_diffusion(name)
         fills = inpaint.fill(fill, images, holes, samples)
         for k in range(samples):
             columns[title + f",\nsample {k + 1}" * (samples > 1)] = data.to_float(fills[:, k])
